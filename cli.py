@@ -1,0 +1,551 @@
+"""The command line: one command each parses, calls the library function of that name, and prints.
+
+The only file that knows terminals. Heavy imports stay inside the command that needs them."""
+
+import contextlib
+import errno
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .pipeline.errors import QfError
+from .trainer.config import PRESETS, TrainConfig
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+app = typer.Typer(
+    name="qf",
+    help="Train a Q-Former on cached CLIP features, and search pictures with it.\n\n"
+    'The journey: qf extract photos.csv, qf train, qf search "a dog on a beach". Try it offline first: qf demo.',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+DEFAULTS = TrainConfig()
+
+Workspace = Annotated[
+    Path, typer.Option("--workspace", "-w", envvar="QF_WORKSPACE", help="Folder for everything that qf writes.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout, and nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the one trained last unless given.")]
+HERE = Path("qf-out")
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"qf {installed('qf')}")
+        raise typer.Exit
+    context.obj = debug
+
+
+# ---- commands -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    workspace: Workspace = HERE / "demo",
+    epochs: Annotated[float, typer.Option(help="Passes over the sample's 4,000 scenes.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of training.")] = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole journey on the built-in sample, offline: extract, train, index, evaluate, search."""
+    from .pipeline.device import resolve_device
+    from .retrieval.demo import Watch, demo
+
+    config = TrainConfig(epochs=epochs, seed=seed, precision=precision, captions_per_image=2)
+    with Display(quiet) as display:
+        watch = Watch(display.say, display.extracting, display.training)
+        summary = demo(workspace, config, resolve_device(device), precision, watch)
+    if as_json:
+        print_json(summary)
+        return
+    say_extract(summary["extract"])
+    say_train(summary["train"])
+    say_index(summary["index"])
+    say_eval(summary["eval"])
+    found = sum(search["hits"][0]["key"] == search["wanted"] for search in summary["search"])
+    print(f"search    {found} of {len(summary['search'])} captions found their scene first; see {summary['sheet']}")
+
+
+@app.command()
+def extract(
+    source: Annotated[
+        str, typer.Argument(help="CSV, TSV, JSON lines, Parquet, Flickr8k tokens, or a folder of images.")
+    ],
+    encoder: Annotated[
+        str, typer.Option(help="builtin, a Hugging Face id or folder of a CLIP model, or a folder with model.onnx.")
+    ] = "openai/clip-vit-base-patch32",
+    layer: Annotated[
+        int | None, typer.Option(help="Layer whose output is cached; -2 for CLIP, the last for ONNX.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the image, if its name is unusual.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Column with the caption or captions.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column with train, val or test.")] = None,
+    key_column: Annotated[
+        str | None, typer.Option(help="Column with a unique key; the image's name unless given.")
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share to validate on, where no split is named.")
+    ] = 0.05,
+    test_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Share to test on, where no split is named.")
+    ] = 0.0,
+    codec: Annotated[str, typer.Option(help="float16 or float32: how features are stored.")] = "float16",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
+    shard_size: Annotated[int, typer.Option(min=1, help="Records in a shard.")] = 1024,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that decode; 0: one a core.")] = 0,
+    max_rejects: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of unreadable records that fails the run.")
+    ] = 0.05,
+    workspace: Workspace = HERE,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Cache a frozen encoder's features of a caption dataset. The same command again resumes what is unfinished."""
+    from .pipeline.records import ReadOptions, read
+
+    options = ReadOptions(images, image_column, caption_column, split_column, key_column, val_fraction, test_fraction)
+    dataset = read(Path(source), options)
+    with Display(quiet) as display:
+        display.say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
+        from .pipeline.device import resolve_device, resolve_precision
+        from .pipeline.encoders import load_encoder
+        from .pipeline.extract import ExtractOptions, extract
+
+        on = resolve_device(device)
+        frozen = load_encoder(encoder, on, resolve_precision(precision, on), layer)
+        how = ExtractOptions(codec, shard_size, batch_size, workers, max_rejects, overwrite)
+        summary = extract(dataset, source, frozen, workspace / "features", how, display.extracting)
+    print_json(summary) if as_json else say_extract(summary)
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "stage1",
+    preset: Annotated[str, typer.Option(help=f"Size of the Q-Former: {', '.join(PRESETS)}.")] = DEFAULTS.preset,
+    init: Annotated[str | None, typer.Option(help="A run, or a BERT folder or id, to start from.")] = None,
+    losses: Annotated[str, typer.Option(help="The objectives to sum.")] = DEFAULTS.losses,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the training images.")] = DEFAULTS.epochs,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images in a step.")] = DEFAULTS.batch_size,
+    captions_per_image: Annotated[
+        int, typer.Option(min=0, help="Captions of each image in a step; 0: all.")
+    ] = DEFAULTS.captions_per_image,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
+    warmup_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of warm-up, a tenth of all at most.")
+    ] = DEFAULTS.warmup_steps,
+    weight_decay: Annotated[float, typer.Option(help="On matrices.")] = DEFAULTS.weight_decay,
+    dropout: Annotated[float, typer.Option(min=0, max=0.9, help="In the Q-Former.")] = DEFAULTS.dropout,
+    num_query_tokens: Annotated[int | None, typer.Option(min=1, help="Queries; the preset's unless given.")] = None,
+    max_text_length: Annotated[int, typer.Option(min=3, help="Tokens of a caption.")] = DEFAULTS.max_text_length,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between lines of metrics.jsonl.")] = DEFAULTS.log_every,
+    validate_every: Annotated[
+        int, typer.Option(min=0, help="Steps between validations; 0: once an epoch.")
+    ] = DEFAULTS.validate_every,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=1, help="Steps between checkpoints.")
+    ] = DEFAULTS.checkpoint_every,
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep, besides the best weights.")] = DEFAULTS.keep,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = DEFAULTS.seed,
+    index: Annotated[bool, typer.Option("--index/--no-index", help="Build the index from the trained model.")] = True,
+    workspace: Workspace = HERE,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a Q-Former on the cached features, then index them. The same command again resumes an interrupted run."""
+    given = locals()
+    config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
+    from .pipeline.device import resolve_device, resolve_precision
+    from .pipeline.features import Features
+    from .trainer.train import train
+
+    on = resolve_device(device)
+    features = Features(workspace / "features")
+    folder = workspace / "runs" / name
+    with Display(quiet) as display:
+        summary = train(features, folder, config, on, overwrite, display.training)
+        if index:
+            from .retrieval.build import build_index
+            from .retrieval.runs import open_run
+
+            display.say("indexing")
+            indexed = build_index(open_run(folder, on, resolve_precision(precision, on)), features, workspace / "index")
+            summary["index"] = indexed["index"]
+    if as_json:
+        print_json(summary)
+        return
+    say_train(summary)
+    if index:
+        say_index(indexed)
+
+
+@app.command()
+def index(
+    run: RunName = None,
+    workspace: Workspace = HERE,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build the FAISS index of query embeddings from the features and a run."""
+    from .pipeline.device import resolve_device, resolve_precision
+    from .pipeline.features import Features
+    from .retrieval.build import build_index
+    from .retrieval.runs import open_run
+
+    on = resolve_device(device)
+    with Display(quiet) as display:
+        display.say("indexing")
+        features = Features(workspace / "features")
+        summary = build_index(
+            open_run(run_folder(workspace, run), on, resolve_precision(precision, on)), features, workspace / "index"
+        )
+    print_json(summary) if as_json else say_index(summary)
+
+
+@app.command()
+def search(
+    query: Annotated[str | None, typer.Argument(help="What to look for, in words.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Look for what is like this picture.")] = None,
+    find: Annotated[str, typer.Option(help="With --image: images, or text for captions.")] = "images",
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many hits.")] = 10,
+    rerank: Annotated[
+        int, typer.Option(min=0, help="Match this many of the first hits with the text, and reorder.")
+    ] = 0,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the hits as a contact sheet, a PNG.")] = None,
+    workspace: Workspace = HERE,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find pictures for a text, or pictures or captions for a picture."""
+    if (query is None) == (image is None):
+        raise typer.BadParameter('give either a text, as in qf search "a dog on a beach", or --image FILE')
+    if find not in ("images", "text"):
+        raise typer.BadParameter("--find is images or text")
+    from .pipeline.artifacts import has_manifest
+    from .pipeline.device import resolve_device
+    from .pipeline.features import Features
+    from .retrieval.ask import Searcher
+
+    on = resolve_device(device)
+    if has_manifest(workspace / "index"):
+        searcher = Searcher.open(workspace / "index", on, precision)
+    else:
+        if (workspace / "index").is_dir() or list((workspace / "runs").glob("*/manifest.json")):
+            raise QfError(f"{workspace} has a trained run but no finished index; build it with `qf index`")
+        searcher = Searcher.untrained(Features(workspace / "features"), on)
+        with Display(quiet) as display:
+            display.say("no trained model yet: searching by the encoder's own embeddings (train one with `qf train`)")
+    if image is not None:
+        answers = searcher.captions(image, k) if find == "text" else searcher.image(image, k)
+    else:
+        answers = searcher.text(query or "", k, rerank)
+    if sheet is not None:
+        from .retrieval.sheet import contact_sheet
+
+        contact_sheet([(query or f"like {image}", answers)], sheet)
+    if as_json:
+        for answer in answers:
+            print(json.dumps(answer.line(), ensure_ascii=False))
+        return
+    for answer in answers:
+        scores = f"{answer.score:7.3f}" + (
+            f"  (itc {answer.itc:.3f}, itm {answer.itm:.3f})" if answer.itm is not None else ""
+        )
+        print(f"{answer.rank:3d}  {scores}  {answer.image}  {answer.captions[0] if answer.captions else ''}")
+    if sheet is not None:
+        print(f"contact sheet: {sheet}")
+
+
+@app.command("eval")
+def evaluate(
+    split: Annotated[str, typer.Option(help="The split to measure on.")] = "test",
+    rerank: Annotated[int, typer.Option(min=0, help="Match this many candidates of each query; 0: none.")] = 16,
+    run: RunName = None,
+    workspace: Workspace = HERE,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Retrieval metrics on a split: the encoder's own zero-shot scores, ITC, and ITC re-ranked by ITM."""
+    from .pipeline.device import resolve_device, resolve_precision
+    from .pipeline.features import Features
+    from .retrieval.evaluate import evaluate_retrieval
+    from .retrieval.runs import latest_run, open_run
+
+    on = resolve_device(device)
+    features = Features(workspace / "features")
+    chosen = run_folder(workspace, run) if run or latest_run(workspace / "runs") else None
+    with Display(quiet) as display:
+        display.say(f"evaluating {chosen or 'the encoder alone (no run yet)'} on the {split} split")
+        opened = open_run(chosen, on, resolve_precision(precision, on)) if chosen else None
+        summary = evaluate_retrieval(features, split, opened, on, rerank)
+    print_json(summary) if as_json else say_eval(summary)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A features folder, a run, an index, or a workspace.")] = HERE,
+    as_json: Json = False,
+) -> None:
+    """What a features folder, run or index is, and how it was made."""
+    from .pipeline.artifacts import has_manifest, read_manifest
+
+    if has_manifest(path) or not path.is_dir():
+        found = {str(path): read_manifest(path)}
+    else:
+        parts = [path / "features", *sorted((path / "runs").glob("*")), path / "index"]
+        found = {str(part): read_manifest(part) for part in parts if has_manifest(part)}
+        if not found:
+            raise QfError(f"{path} holds no features, run or index; begin with `qf extract SOURCE` or `qf demo`")
+    if as_json:
+        print_json(found if len(found) > 1 else next(iter(found.values())))
+        return
+    for name, manifest in found.items():
+        say_info(name, manifest)
+
+
+def run_folder(workspace: Path, name: str | None) -> Path:
+    """The run of that name, or the one trained last."""
+    from .retrieval.runs import latest_run
+
+    if name is not None:
+        return workspace / "runs" / name
+    latest = latest_run(workspace / "runs")
+    if latest is None:
+        raise QfError(f"{workspace} has no finished run; train one with `qf train`")
+    return latest
+
+
+# ---- printing -----------------------------------------------------------------------------------------------------------
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def size(count: float) -> str:
+    """Bytes in words: 1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
+
+
+def say_extract(s: dict[str, Any]) -> None:
+    splits = ", ".join(f"{count:,} {split}" for split, count in s["splits"].items() if count)
+    rate = f"{s['images_per_second']:.0f} images/s" if s["encoded"] else "complete already"
+    print(
+        f"features  {s['records']:,} images ({splits}), {s['captions']:,} captions, {s['rejected']:,} rejected; "
+        f"{size(s['bytes'])} in {s['shards']} shards at {s['features']}  ({duration(s['seconds'])}, {rate})"
+    )
+
+
+def say_train(s: dict[str, Any]) -> None:
+    best = s["best"]
+    checked = f"; best validation R@1 {best['text_to_image_R@1']:.1f} % text to image" if best else ""
+    print(f"run       {s['run']}: {s['steps']:,} steps, loss {s['loss']:.3f}{checked}  ({duration(s['seconds'])})")
+
+
+def say_index(s: dict[str, Any]) -> None:
+    print(
+        f"index     {s['images']:,} images as {s['vectors']:,} vectors, {s['texts']:,} texts; {size(s['bytes'])} at "
+        f"{s['index']}  ({duration(s['seconds'])})"
+    )
+
+
+def say_eval(s: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{s['split']}: {s['images']:,} images, {s['texts']:,} texts; recall in %", title_justify="left"
+    )
+    table.add_column("scorer")
+    for way in ("text to image", "image to text"):
+        for at in (1, 5, 10):
+            table.add_column(f"{way}\nR@{at}" if at == 1 else f"\nR@{at}", justify="right")
+    for name, row in s.items():
+        if isinstance(row, dict):
+            label = "encoder, zero-shot" if name == "clip" else name.upper()
+            table.add_row(label, *(f"{value:.1f}" for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def say_info(name: str, manifest: dict[str, Any]) -> None:
+    kind = manifest["kind"]
+    print(f"{name}: {kind}")
+    if kind == "features":
+        encoder, source = manifest["encoder"], manifest["source"]
+        print(f"  from      {source['path']} ({source['kind']}), {manifest['rejected']:,} records rejected")
+        shape = f"{encoder['tokens']} tokens x {encoder['width']}, joint {encoder['joint']}"
+        print(f"  encoder   {encoder['id']}, layer {encoder['layer']}, {shape}")
+        splits = ", ".join(f"{count:,} {split}" for split, count in manifest["splits"].items() if count)
+        print(f"  holds     {manifest['records']:,} images ({splits}), {manifest['captions']:,} captions")
+        print(
+            f"  on disk   {len(manifest['shards'])} shards, {size(sum(s['bytes'] for s in manifest['shards']))}, {manifest['codec']}"
+        )
+    elif kind == "run":
+        model, best = manifest["model"], manifest["best"]
+        print(
+            f"  model     {model['num_hidden_layers']} layers x {model['hidden_size']}, {model['num_query_tokens']} queries, "
+            f"from {manifest['train']['init'] or 'scratch'}"
+        )
+        print(
+            f"  trained   {manifest['epochs']:g} epochs, {manifest['steps']:,} steps, {duration(manifest['seconds'])}"
+        )
+        print(f"  losses    {manifest['train']['losses']}, {manifest['loss']:.3f} at the end")
+        print(f"  features  {manifest['features']['path']} ({manifest['encoder']['id']})")
+        if best:
+            found = f"R@1 {best['text_to_image_R@1']} text to image, {best['image_to_text_R@1']} image to text"
+            print(f"  best      step {best['step']:,}: {found}")
+    else:
+        vectors = f"{manifest['vectors']:,} vectors, {manifest['texts']:,} texts ({manifest['type']})"
+        print(f"  holds     {manifest['images']:,} images as {vectors}")
+        print(f"  from      {manifest['run']['path']} and {manifest['features']['path']}; {size(manifest['bytes'])}")
+
+
+class Display:
+    """Progress on stderr: a Rich bar on a terminal, plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.progress: Progress | None = None
+        self.said = 0.0
+
+    def __enter__(self) -> "Display":
+        if not self.quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def say(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress.console.print(text, highlight=False)
+        elif not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def _step(self, what: str, done: int, total: int, note: str) -> None:
+        if self.progress is not None:
+            task = next((t.id for t in self.progress.tasks if t.description == what), None)
+            if task is None:
+                task = self.progress.add_task(what, total=total, note="")
+            self.progress.update(task, completed=done, note=note)
+        elif not self.quiet and (time.monotonic() - self.said > 10 or done == total):
+            self.said = time.monotonic()
+            print(f"{what} {done:,}/{total:,}  {note}", file=sys.stderr, flush=True)
+
+    def extracting(self, done: int, total: int) -> None:
+        if not hasattr(self, "began"):
+            self.began = (time.monotonic(), done)
+        seconds = time.monotonic() - self.began[0]
+        rate = f"{(done - self.began[1]) / seconds:.0f} images/s" if seconds > 1 else ""
+        self._step("extract", done, total, rate)
+
+    def training(self, line: dict[str, Any], total: int) -> None:
+        if "split" in line:
+            self.say(
+                f"step {line['step']:,}: validation R@1 {line['text_to_image_R@1']:.1f} text to image, "
+                f"{line['image_to_text_R@1']:.1f} image to text"
+            )
+            return
+        losses = " ".join(f"{name.removeprefix('loss_')} {line[name]:.3f}" for name in line if name.startswith("loss_"))
+        self._step("train", line["step"], total, f"{losses}  {line['pairs_per_second']:.0f} pairs/s")
+
+
+# ---- the way out --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def one_line_errors(debug: bool) -> Iterator[None]:
+    """Failures that qf understands: one line on stderr, exit code 1; 130 when interrupted."""
+    try:
+        yield
+    except QfError as error:
+        if debug:
+            raise
+        fail(str(error))
+    except OSError as error:
+        if debug:
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fail("the disk is full; free some space or choose another --workspace, then run the same command to go on")
+        elif isinstance(
+            error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError
+        ):
+            fail(f"{error.filename}: {(error.strerror or '').lower()}; check the path and its permissions")
+        else:
+            raise
+    except SystemExit as error:
+        if error.code == 130:  # typer turns an interrupt into this
+            print("qf: interrupted; run the same command to go on", file=sys.stderr)
+        raise
+
+
+def fail(message: str) -> None:
+    print(f"qf: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(1) from None
+
+
+def main() -> None:
+    """Entry point of the `qf` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    with one_line_errors("--debug" in sys.argv):
+        app()
+
+
+if __name__ == "__main__":
+    main()

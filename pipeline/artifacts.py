@@ -1,0 +1,112 @@
+"""Artifacts on disk: files that appear whole or not at all, manifests written last, checksums.
+
+A folder is an artifact (features, a run, an index) exactly when it holds a `manifest.json`; whoever writes one writes
+everything else first. (The idea of an index written after its shards is MosaicML Streaming's.) Standard library only.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import ArtifactError
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp"
+LOCK = ".lock"
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name `path` only when the block ends well: written beside it, flushed, renamed."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, atomically."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`; ArtifactError if it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); make it again with --overwrite") from error
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether the artifact in `folder` is finished."""
+    return (folder / MANIFEST).is_file()
+
+
+def write_manifest(folder: Path, kind: str, content: dict[str, Any]) -> None:
+    """Declare `folder` a finished artifact of `kind`. Call it last."""
+    write_json(folder / MANIFEST, {"kind": kind, "version": 1, **content})
+
+
+def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """The manifest of `folder`. ArtifactError if there is none, or if it is not of `kind`; the message names the command
+    that makes one."""
+    cure = {"features": "qf extract SOURCE", "run": "qf train", "index": "qf index"}
+    if not has_manifest(folder):
+        state = "is unfinished" if folder.is_dir() and any(folder.iterdir()) else "does not exist or is empty"
+        command = f"; make it with `{cure[kind]}`" if kind else ""
+        raise ArtifactError(f"{kind or 'artifact'} folder {folder} {state} (no {MANIFEST}){command}")
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("kind") not in cure or manifest.get("version") != 1:
+        raise ArtifactError(f"{folder / MANIFEST} is not a manifest that this version of qf understands")
+    if kind and manifest["kind"] != kind:
+        raise ArtifactError(f"{folder} holds {manifest['kind']}, not {kind}; make that with `{cure[kind]}`")
+    return manifest
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hexadecimal SHA-256 of a JSON value: the identity of a manifest, whatever its layout."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first difference between two identities, in words, or None. Nested keys are joined by dots."""
+    for key in [*old, *(key for key in new if key not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if inner := difference(a, b):
+                return f"{key}.{inner}"
+        elif a != b:
+            return f"{key} was {a!r} and is now {b!r}"
+    return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` against a second writer; the operating system lets go when the process dies, however it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ArtifactError(
+                f"another qf is writing {folder}; wait for it, or choose another --workspace"
+            ) from error
+        yield

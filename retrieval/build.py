@@ -1,0 +1,25 @@
+"""Features and a run to an index."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ..pipeline.features import Features
+from .index import make_index, origin, save_index
+from .runs import Run, check_features
+
+
+def build_index(run: Run, features: Features, folder: Path) -> dict[str, Any]:
+    """Index all images and captions of the features under the run's model, in `folder`; a summary (fields of contract 2)."""
+    started = time.perf_counter()
+    check_features(run, features)
+    rows = features.rows()
+    images = run.embedder.images(features, rows).cpu().numpy()
+    texts = run.embedder.texts([caption for captions in features.captions for caption in captions]).cpu().numpy()
+    index = make_index(features, rows, images, texts, origin(folder, run.folder, run.manifest["sha256"], features))
+    manifest = save_index(index, folder)
+    return {
+        **{name: manifest[name] for name in ("images", "vectors", "texts", "type", "bytes")},
+        "seconds": round(time.perf_counter() - started, 3),
+        "index": str(folder),
+    }

@@ -1,0 +1,83 @@
+"""The whole journey on the built-in sample: extract, train, index, evaluate, search."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.scenes import write_sample
+from ..pipeline.device import resolve_precision
+from ..pipeline.encoders import load_encoder
+from ..pipeline.extract import ExtractOptions, Progress, extract
+from ..pipeline.features import Features
+from ..pipeline.records import read
+from ..trainer.config import TrainConfig
+from ..trainer.train import Report, train
+from .ask import Searcher
+from .build import build_index
+from .evaluate import evaluate_retrieval
+from .runs import open_run
+from .sheet import contact_sheet
+
+RERANK = 16
+SEARCHES = 6  # rows of the contact sheet
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the caller is told while the journey runs."""
+
+    say: Callable[[str], None] = lambda text: None
+    extracting: Progress = lambda done, total: None
+    training: Report = lambda line, total: None
+
+
+def demo(workspace: Path, config: TrainConfig, device: torch.device, precision: str, watch: Watch) -> dict[str, Any]:
+    """Make the sample in `workspace`/sample and take it all the way; returns {extract, train, index, eval, search, sheet}.
+
+    Run again, it goes on where it stopped."""
+    sample = workspace / "sample"
+    if not (sample / "captions.csv").is_file():
+        watch.say("drawing the sample")
+        write_sample(sample)
+    encoder = load_encoder("builtin", device, resolve_precision(precision, device))
+    watch.say("extracting features with the builtin CLIP")
+    extracted = extract(
+        read(sample / "captions.csv"),
+        str(sample / "captions.csv"),
+        encoder,
+        workspace / "features",
+        ExtractOptions(),
+        watch.extracting,
+    )
+    features = Features(workspace / "features")
+    watch.say("training a Q-Former on the cached features")
+    trained = train(features, workspace / "runs" / "demo", config, device, report=watch.training)
+    run = open_run(workspace / "runs" / "demo", device, resolve_precision(precision, device))
+    watch.say("indexing")
+    indexed = build_index(run, features, workspace / "index")
+    watch.say(f"evaluating on the test split, re-ranking the best {RERANK}")
+    evaluated = evaluate_retrieval(features, "test", run, device, RERANK)
+    watch.say("searching")
+    searcher = Searcher.open(workspace / "index", device, precision)
+    searches, right = [], []
+    for row in np.random.default_rng(config.seed).choice(features.rows("test"), SEARCHES, replace=False):
+        query = features.captions[row][0]
+        searches.append((query, searcher.text(query, 6, RERANK)))
+        right.append(features.keys[row])
+    contact_sheet(searches, workspace / "demo.png", right)
+    found = [
+        {"query": query, "wanted": key, "hits": [answer.line() for answer in answers]}
+        for (query, answers), key in zip(searches, right, strict=True)
+    ]
+    return {
+        "extract": extracted,
+        "train": trained,
+        "index": indexed,
+        "eval": evaluated,
+        "search": found,
+        "sheet": str(workspace / "demo.png"),
+    }

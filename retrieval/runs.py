@@ -1,0 +1,48 @@
+"""A trained run, opened for answering: its model on a device, and the features that belong to it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..pipeline.artifacts import MANIFEST, read_manifest
+from ..pipeline.errors import ArtifactError
+from ..pipeline.features import Features
+from ..trainer.embed import Embedder
+from ..trainer.tokens import Tokens
+from ..trainer.weights import load_qformer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run and its embedder."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    embedder: Embedder
+
+
+def open_run(folder: Path, device: torch.device, dtype: torch.dtype) -> Run:
+    """The model of a run on a device. ArtifactError if the run is unfinished or damaged."""
+    manifest = read_manifest(folder, "run")
+    model = load_qformer(folder).to(device)
+    tokens = Tokens.load(folder / "tokenizer.json")
+    return Run(folder, manifest, Embedder(model, tokens, device, dtype, manifest["train"]["max_text_length"]))
+
+
+def latest_run(runs: Path) -> Path | None:
+    """The run that was finished last, or None."""
+    finished = [path.parent for path in runs.glob(f"*/{MANIFEST}")]
+    return max(finished, key=lambda run: (run / MANIFEST).stat().st_mtime_ns, default=None)
+
+
+def check_features(run: Run, features: Features) -> None:
+    """ArtifactError unless the features come from the encoder that the run was trained on."""
+    trained, given = run.manifest["encoder"], features.encoder
+    for name in ("sha256", "layer", "preprocessing", "tokens", "width"):
+        if trained[name] != given[name]:
+            raise ArtifactError(
+                f"run {run.folder} was trained on features of encoder {trained['id']} ({name} {trained[name]}); those in "
+                f"{features.folder} are of {given['id']} ({name} {given[name]}); train on them with `qf train --name NAME`"
+            )

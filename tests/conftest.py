@@ -1,0 +1,177 @@
+"""Small real things: pictures, a CLIP and a BERT that transformers saved, an ONNX encoder, features made of them."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)  # pytest-xdist runs several
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "yellow": (230, 220, 40)}
+SHAPES = ("square", "bar", "pole")
+
+
+def draw(colour: str, shape: str, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    """One shape on grey: easy enough to be learnt in a minute."""
+    pixels = np.full((size[1], size[0], 3), 128, np.uint8)
+    height, width = {"square": (24, 24), "bar": (12, 52), "pole": (40, 12)}[shape]
+    top, left = (size[1] - height) // 2, (size[0] - width) // 2
+    pixels[top : top + height, left : left + width] = COLOURS[colour]
+    return Image.fromarray(pixels)
+
+
+def make_pictures(folder: Path, copies: int = 2) -> Path:
+    """A CSV of coloured shapes with two captions each; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for colour in COLOURS:
+        for shape in SHAPES:
+            for copy in range(copies):
+                name = f"{colour}-{shape}-{copy}.png"
+                draw(colour, shape, (64 + 8 * copy, 48)).save(folder / name)
+                split = "val" if copy == 1 else "train"
+                rows += [(name, f"a {colour} {shape}", split), (name, f"the {shape} is {colour}", split)]
+    with open(folder / "photos.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption", "split"), *rows])
+    return folder / "photos.csv"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A random CLIP of two layers, saved by transformers, with a tokenizer and a preprocessor."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", "a", "the", "is", *COLOURS, *SHAPES]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": 24,
+    }
+    text = {
+        "vocab_size": len(words),
+        "max_position_embeddings": 16,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = CLIPConfig(
+        text_config=sizes | text, vision_config=sizes | {"image_size": 32, "patch_size": 8}, projection_dim=24
+    )
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tmp_path_factory) -> Path:
+    """A real ONNX encoder: 4 x 4 average pools of each channel as 16 tokens of width 3."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    folder = tmp_path_factory.mktemp("onnx")
+    nodes = [
+        helper.make_node("AveragePool", ["pixel_values"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Reshape", ["pooled", "shape"], ["flat"]),
+        helper.make_node("Transpose", ["flat"], ["last_hidden_state"], perm=[0, 2, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pools",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["batch", 16, 3])],
+        [helper.make_tensor("shape", TensorProto.INT64, [3], [0, 3, 16])],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8), folder / "model.onnx"
+    )
+    config = {
+        "do_resize": True, "size": {"height": 32, "width": 32}, "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory) -> Path:
+    """A random BERT of two layers with its WordPiece tokenizer, saved by transformers."""
+    from qf.trainer.tokens import Tokens
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(1)
+    tokens = Tokens.train([f"a {c} {s} the {s} is {c}" for c in COLOURS for s in SHAPES] * 2, 200)
+    tokens.save(folder / "tokenizer.json")
+    config = BertConfig(
+        vocab_size=len(tokens), hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
+        max_position_embeddings=40,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def run_extract(csv_file: Path, encoder: Path | str, folder: Path, **options):
+    """Features of a dataset through the library, on the CPU in float32."""
+    from qf.pipeline.encoders import load_encoder
+    from qf.pipeline.extract import ExtractOptions, extract
+    from qf.pipeline.features import Features
+    from qf.pipeline.records import read
+
+    frozen = load_encoder(str(encoder), torch.device("cpu"), torch.float32)
+    extract(read(csv_file), str(csv_file), frozen, folder, ExtractOptions(**options))
+    return Features(folder)
+
+
+@pytest.fixture(scope="session")
+def features(pictures, clip_folder, tmp_path_factory):
+    """Features of the pictures through the small CLIP, in shards of 7."""
+    return run_extract(pictures, clip_folder, tmp_path_factory.mktemp("work") / "features", shard_size=7, batch_size=4)
+
+
+TINY = {
+    "epochs": 100, "batch_size": 12, "lr": 1e-3, "log_every": 5, "validate_every": 20, "checkpoint_every": 20,
+    "vocab_size": 100, "num_query_tokens": 4, "precision": "float32", "warmup_steps": 5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(features):
+    """A workspace with a run trained on the pictures, and its index."""
+    from qf.pipeline.features import Features
+    from qf.retrieval.build import build_index
+    from qf.retrieval.runs import open_run
+    from qf.trainer.config import TrainConfig
+    from qf.trainer.train import train
+
+    workspace = features.folder.parent
+    cpu = torch.device("cpu")
+    train(features, workspace / "runs" / "stage1", TrainConfig(**TINY), cpu)
+    build_index(
+        open_run(workspace / "runs" / "stage1", cpu, torch.float32), Features(features.folder), workspace / "index"
+    )
+    return workspace

@@ -1,0 +1,54 @@
+"""Losses and negatives against slow oracles written here."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from qf.trainer.objectives import hard_negatives, itc_loss, itm_loss, itm_pairs, similarities
+
+
+def test_similarity_is_the_maximum_over_queries():
+    images, texts = torch.randn(3, 4, 5), torch.randn(6, 5)
+    naive = torch.tensor([[max(float(q @ t) for q in image) for t in texts] for image in images])
+    assert_close(similarities(images, texts), naive)
+
+
+def test_contrast_with_several_positives():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 5)
+    owner = [0, 0, 1, 2, 2]
+    positive = torch.tensor([[owner[m] == b for m in range(5)] for b in range(3)])
+
+    def one_way(rows, positives):
+        total = 0.0
+        for row, mine in zip(rows, positives, strict=True):
+            smooth = [0.9 * float(p) / int(mine.sum()) + 0.1 / len(row) for p in mine]
+            total -= sum(t * float(v) for t, v in zip(smooth, row.log_softmax(0), strict=True))
+        return total / len(rows)
+
+    naive = (one_way(logits, positive) + one_way(logits.T, positive.T)) / 2
+    assert float(itc_loss(logits, positive)) == pytest.approx(naive, rel=1e-5)
+
+
+def test_negatives_never_show_the_same_picture_and_are_mostly_hard():
+    torch.manual_seed(0)
+    image_rows = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    same_picture = torch.tensor([0, 1, 0, 3])  # images 0 and 2 are one picture
+    positive = same_picture[:, None] == same_picture[image_rows][None]
+    similarity = torch.zeros(4, 8)
+    similarity[3, 2] = similarity[1, 6] = 8.0  # text 2 is close to image 3, image 1 is close to text 6
+    drawn = [hard_negatives(similarity, positive, image_rows) for _ in range(200)]
+    for images, texts in drawn:
+        assert not positive[images, torch.arange(8)].any()
+        assert not positive[image_rows, texts].any()
+    assert sum(int(images[2] == 3) for images, _ in drawn) > 190
+    assert sum(int(texts[2] == 6) for _, texts in drawn) > 190
+
+
+def test_matching_pairs_and_loss():
+    images, texts = itm_pairs(torch.tensor([0, 1]), (torch.tensor([1, 0]), torch.tensor([1, 0])))
+    assert images.tolist() == [0, 1, 1, 0, 0, 1]
+    assert texts.tolist() == [0, 1, 0, 1, 1, 0]
+    logits = torch.randn(6, 2)
+    labels = torch.tensor([1, 1, 0, 0, 0, 0])
+    assert_close(itm_loss(logits), torch.nn.functional.cross_entropy(logits, labels))

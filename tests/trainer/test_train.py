@@ -1,0 +1,135 @@
+"""Training: it learns, its files say so, it goes on to the bit, and it refuses what cannot work."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from qf.pipeline.errors import ArtifactError, TrainingError
+from qf.trainer.config import TrainConfig
+from qf.trainer.train import learning_rate, train
+
+CPU = torch.device("cpu")
+SMALL = TrainConfig(
+    epochs=12,
+    batch_size=4,
+    log_every=3,
+    checkpoint_every=4,
+    vocab_size=60,
+    num_query_tokens=2,
+    precision="float32",
+    max_val_images=4,
+)
+
+
+def test_the_learning_rate_is_a_function_of_the_step():
+    config = TrainConfig(lr=1.0, min_lr=0.1, warmup_steps=10)
+    rates = [learning_rate(step, 200, config) for step in range(200)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1.0
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    half = 10 + 95
+    assert rates[half] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 0.5)) / 2)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_a_run_learns_and_leaves_its_files(trained):
+    run = trained / "runs" / "stage1"
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["best"]["text_to_image_R@1"] > 2 * 100 / 12
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    fields = "step epoch loss loss_itc loss_itm loss_itg lr grad_norm pairs_per_second seconds"
+    assert set(fields.split()) <= set(steps[0])
+    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
+    assert {"step", "split", "text_to_image_R@1", "image_to_text_R@10"} <= set(next(x for x in lines if "split" in x))
+    with Image.open(run / "loss.png") as curves:
+        assert curves.size[0] > 500
+    assert len(list((run / "checkpoints").glob("step-*"))) == 2
+    assert not list(run.rglob("*.pt")) + list(run.rglob("*.pkl"))
+
+
+def test_a_finished_run_is_kept_and_another_is_refused(features, tmp_path):
+    config = replace(SMALL, epochs=1)
+    first = train(features, tmp_path / "run", config, CPU)
+    written = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert train(features, tmp_path / "run", config, CPU) == first
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(ArtifactError, match=r"train\.lr was 0\.0005 and is now 1\.0; choose another --name"):
+        train(features, tmp_path / "run", replace(config, lr=1.0), CPU)
+    train(features, tmp_path / "run", replace(config, lr=1e-3), CPU, overwrite=True)
+
+
+def test_a_killed_run_goes_on_to_the_bit(features, tmp_path):
+    """SIGKILL at random moments, again and again: the same weights and the same log as a run left in peace."""
+    train(features, tmp_path / "calm", SMALL, CPU)
+    code = (
+        "import sys, json, torch; from pathlib import Path; torch.set_num_threads(1)\n"
+        "from qf.trainer.train import *\n"
+        "config = TrainConfig(**json.loads(sys.argv[1]))\n"
+        "train(Features(Path(sys.argv[2])), Path(sys.argv[3]), config, torch.device('cpu'))\n"
+    )
+    command = [sys.executable, "-c", code, json.dumps(asdict(SMALL)), str(features.folder), str(tmp_path / "killed")]
+    draw, kills = random.Random(0), 0
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while kills < 4:
+        process = subprocess.Popen(command)
+        before = metrics.stat().st_size if metrics.is_file() else 0
+        while process.poll() is None and (not metrics.is_file() or metrics.stat().st_size in (0, before)):
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        kills += 1
+    subprocess.run(command, check=True)
+    assert kills
+    calm, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("calm", "killed"))
+    assert all(torch.equal(calm[name], killed[name]) for name in calm)
+
+    def log(name):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k not in ("seconds", "pairs_per_second")} for line in lines]
+
+    assert [line["step"] for line in log("calm")] == [line["step"] for line in log("killed")]
+    assert [x for x in log("calm") if "split" in x] == [x for x in log("killed") if "split" in x]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"losses": "itc,foo"}, "--losses itc,foo"),
+        ({"preset": "huge"}, "--preset huge: use tiny, small, base"),
+        ({"precision": "float16"}, "float16 cannot train"),
+        ({"lr": 1e6, "warmup_steps": 0}, "the loss is no longer a number"),
+    ],
+)
+def test_what_cannot_work_is_said(features, tmp_path, change, message):
+    with pytest.raises(TrainingError, match=message):
+        train(features, tmp_path / "run", replace(SMALL, **change), CPU)
+
+
+def test_some_of_the_losses(features, tmp_path):
+    train(features, tmp_path / "run", replace(SMALL, losses="itc", epochs=1), CPU)
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert "loss_itc" in first
+    assert "loss_itm" not in first
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_every_device_there_is(features, tmp_path, device):
+    summary = train(features, tmp_path / "run", replace(SMALL, epochs=2, precision="bfloat16"), torch.device(device))
+    assert math.isfinite(summary["loss"])
+    assert Path(summary["run"]).is_dir()
+    assert os.listdir(tmp_path / "run" / "checkpoints")

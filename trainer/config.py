@@ -1,0 +1,64 @@
+"""What a Q-Former is and how it is trained, as dataclasses. Standard library only: the command line takes its defaults here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """Sizes of a Q-Former; saved with its weights. Names are BLIP-2's."""
+
+    vocab_size: int
+    encoder_hidden_size: int  # W, the width of the frozen encoder
+    hidden_size: int = 768  # D
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12  # H
+    intermediate_size: int = 3072
+    num_query_tokens: int = 32  # Q
+    cross_attention_frequency: int = 2  # cross-attention in every second layer, the first included
+    embed_dim: int = 256  # E, the space that images and texts share
+    max_position_embeddings: int = 512
+    head_dim: int | None = None  # width of one attention head; hidden_size / num_attention_heads unless given
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    ln_vision_eps: float = 1e-5
+    pad_token_id: int = 0
+    bos_token_id: int = 5  # [DEC], the first token of a caption to generate
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "tiny": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024, "num_query_tokens": 16},
+    "small": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_query_tokens": 32},
+    "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_query_tokens": 32},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train stage 1; saved with the run. Optimiser and schedule are BLIP-2's (Li et al. 2023, section 3.4)."""
+
+    preset: str = "tiny"
+    init: str | None = None  # a run or a BERT folder or id to start from; its sizes win over the preset's
+    losses: str = "itc,itm,itg"
+    epochs: float = 20.0
+    batch_size: int = 128  # images
+    captions_per_image: int = 1  # captions of each image in a step; 0: all of them
+    lr: float = 5e-4  # the peak
+    min_lr: float = 1e-5
+    warmup_steps: int = 300  # at most a tenth of all steps
+    weight_decay: float = 0.05  # on matrices only
+    beta1: float = 0.9
+    beta2: float = 0.98
+    grad_clip: float = 1.0
+    dropout: float = 0.1
+    max_text_length: int = 32  # tokens, [CLS] and [SEP] included
+    vocab_size: int = 8000  # of the WordPiece vocabulary that is trained where no tokenizer is given
+    num_query_tokens: int | None = None  # the preset's unless given
+    log_every: int = 20  # steps
+    validate_every: int = 0  # steps; 0: once an epoch
+    checkpoint_every: int = 500  # steps
+    keep: int = 2  # checkpoints to go back to
+    max_val_images: int = 1000
+    seed: int = 0
+    precision: str = "auto"

@@ -1,0 +1,45 @@
+"""Retrieval metrics on score matrices."""
+
+import torch
+from torch import Tensor
+
+KS = (1, 5, 10)
+
+
+def ranks(scores: Tensor, relevant: Tensor) -> Tensor:
+    """scores, relevant (N, C) -> (N,): how many irrelevant candidates stand before the best relevant one.
+
+    Ties count against the query: a scorer that gives everything the same score finds nothing."""
+    best = scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
+    return ((scores >= best) & ~relevant).sum(1)
+
+
+def recalls(scores: Tensor, relevant: Tensor, prefix: str) -> dict[str, float]:
+    """R@1, R@5 and R@10 of the queries (rows), in percent, under the names `prefix_R@K`."""
+    if len(scores) == 0:
+        return {f"{prefix}_R@{k}": 0.0 for k in KS}
+    found = ranks(scores, relevant)
+    return {f"{prefix}_R@{k}": round((found < k).double().mean().item() * 100, 2) for k in KS}
+
+
+def text_to_image(scores: Tensor, image_rows: Tensor) -> dict[str, float]:
+    """scores (B, M), image_rows (M,) the image of each text -> R@K of texts finding their image."""
+    relevant = image_rows[:, None] == torch.arange(len(scores), device=scores.device)[None]  # (M, B)
+    return recalls(scores.T, relevant, "text_to_image")
+
+
+def image_to_text(scores: Tensor, image_rows: Tensor) -> dict[str, float]:
+    """scores (B, M), image_rows (M,) -> R@K of images finding any of their texts; images without a text do not count."""
+    relevant = image_rows[None] == torch.arange(len(scores), device=scores.device)[:, None]  # (B, M)
+    asked = relevant.any(1)
+    return recalls(scores[asked], relevant[asked], "image_to_text")
+
+
+def retrieval(scores: Tensor, image_rows: Tensor) -> dict[str, float]:
+    """Both directions."""
+    return {**text_to_image(scores, image_rows), **image_to_text(scores, image_rows)}
+
+
+def mean_recall_at_1(metrics: dict[str, float]) -> float:
+    """What `best` means: the mean of R@1 over both directions."""
+    return (metrics["text_to_image_R@1"] + metrics["image_to_text_R@1"]) / 2

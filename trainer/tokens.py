@@ -1,0 +1,102 @@
+"""Captions to input_ids and attention_mask: a pretrained WordPiece tokenizer, or one trained on the captions."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import BertProcessing
+from tokenizers.trainers import WordPieceTrainer
+
+from ..pipeline.artifacts import atomic_file
+from ..pipeline.errors import ArtifactError
+
+SPECIAL = PAD, UNK, CLS, SEP, MASK, DEC = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+MAX_LETTERS = 1000
+
+
+class Tokens:
+    """A BERT-style tokenizer with BLIP-2's extra token [DEC], which starts a caption to generate."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """ArtifactError if it is not BERT-style. [DEC] is added, as the last id, where it is missing."""
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in (PAD, UNK, CLS, SEP) if token not in vocabulary]
+        if missing:
+            raise ArtifactError(
+                f"the tokenizer has no {', '.join(missing)}; --init takes BERT-style (WordPiece) tokenizers"
+            )
+        tokenizer.add_special_tokens([DEC])
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        self.pad_token_id, self.sep_token_id, self.bos_token_id = (vocabulary[token] for token in (PAD, SEP, DEC))
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokens":
+        """A lower-case WordPiece vocabulary of the captions (Wu et al. 2016), as BERT's uncased one; the same every time.
+
+        The library numbers letters in the order of a hash map, and breaks ties by number: they are numbered here instead."""
+        normalizer = BertNormalizer(lowercase=True)
+        captions = list(captions)
+        letters = Counter(
+            letter for caption in captions for letter in normalizer.normalize_str(caption) if letter.strip()
+        )
+        alphabet = sorted(letter for letter, _ in letters.most_common(MAX_LETTERS))
+        fixed = [*SPECIAL, *alphabet, *(f"##{letter}" for letter in alphabet)]
+        learner = Tokenizer(WordPiece(unk_token=UNK))
+        learner.normalizer = normalizer
+        learner.pre_tokenizer = BertPreTokenizer()
+        trainer = WordPieceTrainer(
+            vocab_size=max(vocab_size, len(fixed)), min_frequency=2, special_tokens=fixed, show_progress=False
+        )
+        learner.train_from_iterator(captions, trainer)
+        vocabulary = learner.get_vocab()
+        tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNK))
+        tokenizer.normalizer = normalizer
+        tokenizer.pre_tokenizer = BertPreTokenizer()
+        tokenizer.decoder = WordPieceDecoder()
+        tokenizer.post_processor = BertProcessing((SEP, vocabulary[SEP]), (CLS, vocabulary[CLS]))
+        tokenizer.add_special_tokens(SPECIAL)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, file: Path) -> "Tokens":
+        """From a tokenizer.json. ArtifactError if it cannot be read."""
+        try:
+            return cls(Tokenizer.from_file(str(file)))
+        except ArtifactError:
+            raise
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise ArtifactError(f"{file} cannot be read as a tokenizer: {error}") from error
+
+    def save(self, file: Path) -> None:
+        with atomic_file(file) as out:
+            out.write(self.tokenizer.to_str(pretty=True).encode())
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """[CLS] … [SEP] of each text; longer texts are cut so that [SEP] stays."""
+        encodings = self.tokenizer.encode_batch(list(texts))
+        return [e.ids if len(e.ids) <= max_length else [*e.ids[: max_length - 1], self.sep_token_id] for e in encodings]
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """M lists of ids -> input_ids, attention_mask (M, L), L the longest."""
+        length = max((len(i) for i in ids), default=1)
+        input_ids = torch.full((len(ids), length), self.pad_token_id)
+        for row, sequence in enumerate(ids):
+            input_ids[row, : len(sequence)] = torch.tensor(sequence)
+        lengths = torch.tensor([len(i) for i in ids]).unsqueeze(1)
+        return input_ids, (torch.arange(length) < lengths).long()
+
+    def __call__(self, texts: Sequence[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(M,) texts -> input_ids, attention_mask (M, L)."""
+        return self.pad(self.ids(texts, max_length))

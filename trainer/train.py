@@ -1,0 +1,355 @@
+"""Stage 1 on cached features: set up, then a page of straight code.
+
+A run folder holds config.json from the start and manifest.json from the end; in between, the same command goes on from the
+last checkpoint, to the bit on a CPU: batches are a function of the step, and checkpoints hold the random state."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..pipeline.artifacts import (
+    atomic_file,
+    difference,
+    has_manifest,
+    locked,
+    read_json,
+    read_manifest,
+    sha256_file,
+    write_json,
+    write_manifest,
+)
+from ..pipeline.device import autocast, resolve_precision
+from ..pipeline.encoders import encoder_folder
+from ..pipeline.errors import ArtifactError, EncoderError, TrainingError
+from ..pipeline.features import Features
+from .batches import Batches
+from .checkpoints import BEST, load_checkpoint, load_info, save_checkpoint, save_tensors, steps
+from .config import PRESETS, QFormerConfig, TrainConfig
+from .curves import draw_curves
+from .embed import Embedder, similarity_matrix
+from .metrics import mean_recall_at_1, retrieval
+from .objectives import LOSSES, stage1_losses
+from .qformer import QFormer
+from .tokens import Tokens
+from .weights import bert_sizes, load_bert, load_qformer, load_tensors
+
+Report = Callable[[dict[str, Any], int], None]  # a line of metrics.jsonl, steps in all
+
+
+def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine down to `min_lr`: a function of the step alone."""
+    warmup = min(config.warmup_steps, total // 10)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def chosen_losses(config: TrainConfig) -> list[str]:
+    """The losses that the run sums, in the order of LOSSES."""
+    chosen = [f"loss_{name.strip()}" for name in config.losses.split(",")]
+    if not set(chosen) <= set(LOSSES):
+        raise TrainingError(f"--losses {config.losses}: use some of itc,itm,itg")
+    return [name for name in LOSSES if name in chosen]
+
+
+def make_optimizer(model: QFormer, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+
+
+def make_model(config: TrainConfig, features: Features, captions: list[str]) -> tuple[QFormer, Tokens]:
+    """A new Q-Former for these features, with its tokenizer: random, from a run, or from a BERT (`config.init`)."""
+    width = features.encoder["width"]
+    sizes: dict[str, Any] = dict(PRESETS[config.preset])
+    if config.init is not None:
+        folder = _init_folder(config.init)
+        if has_manifest(folder):
+            return _from_run(folder, width, config.dropout), Tokens.load(folder / "tokenizer.json")
+        bert = read_json(folder / "config.json")
+        if bert.get("model_type") != "bert":
+            raise TrainingError(
+                f"--init {config.init}: a model of type {bert.get('model_type')!r}; use a run or a BERT"
+            )
+        sizes |= bert_sizes(bert)
+        tokens = Tokens.load(folder / "tokenizer.json")
+    else:
+        tokens = Tokens.train(captions, config.vocab_size)
+    if config.num_query_tokens is not None:
+        sizes["num_query_tokens"] = config.num_query_tokens
+    model = QFormer(
+        QFormerConfig(
+            vocab_size=len(tokens),
+            encoder_hidden_size=width,
+            pad_token_id=tokens.pad_token_id,
+            bos_token_id=tokens.bos_token_id,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            **sizes,
+        )
+    )
+    if config.init is not None:
+        load_bert(model, folder)
+    return model, tokens
+
+
+def _init_folder(name: str) -> Path:
+    try:
+        return encoder_folder(name)
+    except EncoderError as error:
+        raise TrainingError(f"--init {name}: no such run, BERT folder or id that can be fetched") from error
+
+
+def _from_run(folder: Path, width: int, dropout: float) -> QFormer:
+    trained = load_qformer(folder)
+    if trained.config.encoder_hidden_size != width:
+        raise TrainingError(
+            f"--init {folder} was trained on features {trained.config.encoder_hidden_size} wide; these are {width} wide"
+        )
+    model = QFormer(replace(trained.config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout))
+    model.load_state_dict(trained.state_dict())
+    return model
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The images and captions that R@K is measured on."""
+
+    rows: np.ndarray
+    texts: list[str]
+    image_rows: Tensor  # (M,) position in `rows` of each text's image
+
+    @classmethod
+    def of(cls, features: Features, split: str, limit: int | None = None) -> "Validation":
+        """All captions of the first `limit` images of a split."""
+        rows = features.rows(split)[:limit]
+        texts = [caption for row in rows for caption in features.captions[row]]
+        return cls(
+            rows,
+            texts,
+            torch.tensor([n for n, row in enumerate(rows) for _ in features.captions[row]], dtype=torch.long),
+        )
+
+
+def validate(embedder: Embedder, features: Features, validation: Validation) -> dict[str, float]:
+    """R@K of the contrastive scores, both ways."""
+    images = embedder.images(features, validation.rows)
+    texts = embedder.texts(validation.texts)
+    return retrieval(similarity_matrix(images, texts), validation.image_rows)
+
+
+def train(
+    features: Features,
+    folder: Path,
+    config: TrainConfig,
+    device: torch.device,
+    overwrite: bool = False,
+    report: Report = lambda line, total: None,
+) -> dict[str, Any]:
+    """Train a Q-Former into the run `folder` and return a summary (fields of contract 2). An unfinished run goes on.
+
+    ArtifactError if the folder holds a run made otherwise; TrainingError if the features are too few or a loss is not finite."""
+    dtype = resolve_precision(config.precision, device)
+    if dtype == torch.float16:
+        raise TrainingError("--precision float16 cannot train (its gradients underflow); use bfloat16 or float32")
+    chosen_losses(config)
+    if config.preset not in PRESETS:
+        raise TrainingError(f"--preset {config.preset}: use {', '.join(PRESETS)}")
+    settings = json.loads(json.dumps({"train": asdict(config), "features": features.identity, "precision": str(dtype)}))
+    with locked(folder):
+        if _finished(folder, settings, overwrite):
+            return _summary(folder, read_manifest(folder, "run"))
+        write_json(folder / "config.json", settings)
+        return _train(features, folder, config, device, dtype, report)
+
+
+def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the run is there already. Clears it for --overwrite; ArtifactError if it is another one."""
+    if overwrite:
+        for path in [folder / "manifest.json", *folder.glob("*.*"), *folder.glob("checkpoints/*")]:
+            path.unlink(missing_ok=True)
+    elif (folder / "config.json").is_file():
+        changed = difference(read_json(folder / "config.json"), settings)
+        if changed:
+            raise ArtifactError(
+                f"run {folder} was made otherwise: {changed}; choose another --name, or replace it with --overwrite"
+            )
+    return has_manifest(folder)
+
+
+def _train(
+    features: Features, folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype, report: Report
+) -> dict[str, Any]:
+    torch.manual_seed(config.seed)
+    rows = features.rows("train")
+    model, tokens = make_model(config, features, [c for row in rows for c in features.captions[row]])
+    model = model.to(device)
+    optimizer = make_optimizer(model, config)
+    batches = Batches(
+        features,
+        rows,
+        tokens,
+        batch_size=config.batch_size,
+        captions_per_image=config.captions_per_image,
+        max_text_length=config.max_text_length,
+        seed=config.seed,
+    )
+    embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
+    validation = Validation.of(features, "val", config.max_val_images)
+    total = max(1, round(config.epochs * batches.steps_per_epoch))
+    validate_every = config.validate_every or batches.steps_per_epoch
+    tokens.save(folder / "tokenizer.json")
+
+    checkpoints = folder / "checkpoints"
+    start, seconds, best, pairs = 0, 0.0, -1.0, 0
+    if saved := steps(checkpoints):
+        info = load_checkpoint(saved[-1], model, optimizer, device)
+        start, seconds, best, pairs = info["step"], info["seconds"], info["best"], info["pairs"]
+
+    began = time.perf_counter() - seconds
+    names = chosen_losses(config)
+    sums, last, last_pairs = torch.zeros(len(names), device=device), time.perf_counter(), pairs
+    with _Log(folder / "metrics.jsonl", start, total, report) as log:
+        for step, batch in enumerate(batches.steps(start, total), start=start):
+            # ---- one step --------------------------------------------------------------------------------------------
+            lr = learning_rate(step, total, config)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = batch.to(device)
+            model.train()
+            with autocast(device, dtype):
+                losses = stage1_losses(
+                    model,
+                    batch.image_embeds.float(),
+                    batch.input_ids,
+                    batch.attention_mask,
+                    image_rows=batch.image_rows,
+                    losses=names,
+                )
+            loss = torch.stack([losses[name] for name in names])
+            loss.sum().backward()
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            sums += loss.detach()
+            pairs += len(batch.input_ids)
+            # ------------------------------------------------------------------------------------------------------------
+            done = step + 1
+
+            if done % config.log_every == 0 or done == total:  # once in a while: say where we are
+                count = (done - 1) % config.log_every + 1 if done - start >= config.log_every else done - start
+                means = dict(zip(names, (sums / count).tolist(), strict=True))
+                if not math.isfinite(sum(means.values())):
+                    raise TrainingError(
+                        f"the loss is no longer a number at step {done}; train with a lower --lr (now {config.lr:g}) or in --precision float32"
+                    )
+                now = time.perf_counter()
+                log.write(
+                    {
+                        "step": done,
+                        "epoch": round(done / batches.steps_per_epoch, 3),
+                        "loss": round(sum(means.values()), 5),
+                        **{name: round(value, 5) for name, value in means.items()},
+                        "lr": lr,
+                        "grad_norm": round(grad_norm.item(), 4),
+                        "pairs_per_second": round((pairs - last_pairs) / (now - last), 1),
+                        "seconds": round(now - began, 2),
+                    }
+                )
+                sums.zero_()
+                last, last_pairs = now, pairs
+
+            if len(validation.rows) and (
+                done % validate_every == 0 or done == total
+            ):  # once in a while: how good are we?
+                metrics = validate(embedder, features, validation)
+                log.write({"step": done, "split": "val", **metrics})
+                if mean_recall_at_1(metrics) > best:
+                    best = mean_recall_at_1(metrics)
+                    checkpoints.mkdir(exist_ok=True)
+                    save_tensors(checkpoints / BEST, model.state_dict(), {"step": done, **metrics})
+
+            if done % config.checkpoint_every == 0 or done == total:  # once in a while: a place to come back to
+                info = {"step": done, "seconds": time.perf_counter() - began, "best": best, "pairs": pairs}
+                save_checkpoint(checkpoints, model, optimizer, info, config.keep)
+
+    return _finish(folder, model, features, config, total, batches.steps_per_epoch, pairs, time.perf_counter() - began)
+
+
+def _finish(
+    folder: Path,
+    model: QFormer,
+    features: Features,
+    config: TrainConfig,
+    total: int,
+    steps_per_epoch: int,
+    pairs: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The best weights become the run's, the curves are drawn, the manifest is written."""
+    best: dict[str, Any] = {}
+    if (folder / "checkpoints" / BEST).is_file():
+        best = load_info(folder / "checkpoints" / BEST)
+        model.load_state_dict(load_tensors(folder / "checkpoints" / BEST))
+    save_tensors(folder / "model.safetensors", model.state_dict(), best)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with atomic_file(folder / "loss.png") as file:
+        draw_curves(lines, file)
+    write_manifest(
+        folder,
+        "run",
+        {
+            "stage": 1,
+            "model": asdict(model.config),
+            "train": asdict(config),
+            "encoder": features.encoder,
+            "features": {"path": str(features.folder.resolve()), "identity": features.identity},
+            "sha256": sha256_file(folder / "model.safetensors"),
+            "steps": total,
+            "epochs": round(total / steps_per_epoch, 3),
+            "pairs_per_second": round(pairs / seconds, 1),
+            "seconds": round(seconds, 2),
+            "loss": next(line["loss"] for line in reversed(lines) if "loss" in line),
+            "best": best,
+        },
+    )
+    return _summary(folder, read_manifest(folder, "run"))
+
+
+def _summary(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    names = ("steps", "epochs", "pairs_per_second", "seconds", "loss", "best")
+    return {**{name: manifest[name] for name in names}, "run": str(folder)}
+
+
+class _Log:
+    """metrics.jsonl, and the caller's report. Lines from after the checkpoint that a run goes on from are taken away."""
+
+    def __init__(self, path: Path, start: int, total: int, report: Report) -> None:
+        old = path.read_text().splitlines() if start and path.is_file() else []
+        kept = [line for line in old if json.loads(line)["step"] <= start]
+        with atomic_file(path) as file:
+            file.writelines(line.encode() + b"\n" for line in kept)
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+        self.total, self.report = total, report
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self.report(line, self.total)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
