@@ -75,7 +75,7 @@ def demo(
     from .pipeline.device import resolve_device
     from .retrieval.demo import Watch, demo
 
-    config = TrainConfig(epochs=epochs, seed=seed, precision=precision, captions_per_image=2)
+    config = TrainConfig(epochs=epochs, seed=seed, precision=precision)
     with Display(quiet) as display:
         watch = Watch(display.say, display.extracting, display.training)
         summary = demo(workspace, config, resolve_device(device), precision, watch)
@@ -157,6 +157,12 @@ def train(
     captions_per_image: Annotated[
         int, typer.Option(min=0, help="Captions of each image in a step; 0: all.")
     ] = DEFAULTS.captions_per_image,
+    matched_captions: Annotated[
+        int, typer.Option(min=0, help="Of these, how many matching and generation see; 0: all.")
+    ] = DEFAULTS.matched_captions,
+    easy_negatives: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of training in which negatives go from random to the hardest.")
+    ] = DEFAULTS.easy_negatives,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
     warmup_steps: Annotated[
         int, typer.Option(min=0, help="Steps of warm-up, a tenth of all at most.")

@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ def evaluate_retrieval(
     The clip row is zero-shot: the encoder never saw these pairs as training data of qf. K is `rerank_at`, 0 for none."""
     data = Validation.of(features, split)
     if not len(data.rows):
-        splits = ", ".join(f"{name} {count}" for name, count in features.manifest["splits"].items() if count)
+        splits = ", ".join(f"{count:,} {name}" for name, count in features.manifest["splits"].items() if count)
         raise QfError(f"{features.folder} has no images in the split {split} (it has {splits}); choose another --split")
     result: dict[str, Any] = {"split": split, "images": len(data.rows), "texts": len(data.texts)}
     if (scores := zero_shot_scores(features, data, device)) is not None:
@@ -65,8 +64,3 @@ def reranked(run: Run, features: Features, data: Validation, scores: Tensor, k: 
     to_image = rerank(scores.T, images_of, matching.T.gather(1, images_of)).T
     to_text = rerank(scores, texts_of, matching.gather(1, texts_of))
     return {**text_to_image(to_image, data.image_rows), **image_to_text(to_text, data.image_rows)}
-
-
-def chance(result: dict[str, Any]) -> float:
-    """The text-to-image R@1 of guessing, in percent."""
-    return float(np.round(100 / result["images"], 4))

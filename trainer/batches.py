@@ -24,6 +24,7 @@ class Batch:
     input_ids: Tensor  # (M, L)
     attention_mask: Tensor  # (M, L)
     image_rows: Tensor  # (M,)
+    matched: Tensor  # (m,) the texts for matching and generation
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; on CUDA through pinned memory, without waiting."""
@@ -35,7 +36,8 @@ class Batch:
 class Batches:
     """The training batches of some rows of the features, shuffled anew each epoch from the seed.
 
-    Each image brings `captions_per_image` of its captions (0: all): over the epochs every caption comes equally often."""
+    Each image brings `captions_per_image` of its captions (0: all), the first `matched_captions` (0: all) of them also for
+    matching and generation; over the epochs every caption comes equally often to both."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Batches:
         *,
         batch_size: int,
         captions_per_image: int,
+        matched_captions: int,
         max_text_length: int,
         seed: int,
     ) -> None:
@@ -54,7 +57,7 @@ class Batches:
             )
         self.features, self.rows, self.tokens, self.seed = features, rows, tokens, seed
         self.batch_size = min(batch_size, len(rows))
-        self.captions_per_image = captions_per_image
+        self.captions_per_image, self.matched_captions = captions_per_image, matched_captions
         self.steps_per_epoch = len(rows) // self.batch_size
         texts = [caption for row in rows for caption in features.captions[row]]
         ids = iter(tokens.ids(texts, max_text_length))
@@ -67,16 +70,21 @@ class Batches:
         epoch, within = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.rows))
         chosen = np.sort(order[within * self.batch_size : (within + 1) * self.batch_size])  # sorted: reads go forward
-        ids, image_rows = [], []
+        ids: list[list[int]] = []
+        image_rows: list[int] = []
+        matched: list[int] = []
         for row, image in enumerate(chosen):
             captions = self.orders[image]
             count = min(self.captions_per_image or len(captions), len(captions))
+            first = epoch * count if count < len(captions) else epoch * (self.matched_captions or count)
             for n in range(count):
-                ids.append(self.ids[image][captions[(epoch * count + n) % len(captions)]])
+                if n < (self.matched_captions or count):
+                    matched.append(len(ids))
+                ids.append(self.ids[image][captions[(first + n) % len(captions)]])
                 image_rows.append(row)
         input_ids, attention_mask = self.tokens.pad(ids)
         embeds = torch.from_numpy(self.features.tokens(self.rows[chosen]))
-        return Batch(embeds, input_ids, attention_mask, torch.tensor(image_rows))
+        return Batch(embeds, input_ids, attention_mask, torch.tensor(image_rows), torch.tensor(matched))
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop`, made ahead in a thread."""

@@ -56,7 +56,7 @@ class Embedder:
             some = order[start : start + batch_size]
             input_ids, mask = (t.to(self.device) for t in self.tokens.pad([ids[m] for m in some]))
             with autocast(self.device, self.dtype):
-                out[some] = self.model.encode_text(input_ids, mask).features
+                out[some] = self.model.encode_text(input_ids, mask, first_only=True).features
         return out
 
     @torch.no_grad()

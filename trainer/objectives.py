@@ -2,7 +2,7 @@
 
 Letters as in qformer.py. M texts belong to B images; without `image_rows`, text m belongs to image m."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from .qformer import ImageEncoding, QFormer
 
 LOSSES = ("loss_itc", "loss_itm", "loss_itg")
 LABEL_SMOOTHING = 0.1
+LENGTH_GROUPS = 3
 HARDNESS_FLOOR = 1e-4  # every negative keeps a little probability
 
 
@@ -33,28 +34,32 @@ def _soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def hard_negatives(similarity: Tensor, positive: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """For every text an image, and for every text's image a text, that do not belong together: (M,), (M,) rows.
+def hard_negatives(
+    similarity: Tensor, positive: Tensor, image_rows: Tensor, texts: Tensor, hardness: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """For each of `texts` (m,) an image, and for its image a text, that do not belong together: rows (m,), (m,).
 
-    Drawn with the probabilities that the contrast gives them: the more alike, the more often. `similarity`, `positive` (B, M)."""
+    Drawn with the probabilities that the contrast gives them: the more alike, the more often. `hardness` scales the
+    similarities first: 1 is BLIP-2's choice, 0 draws evenly. `similarity`, `positive` (B, M)."""
 
     def weights(logits: Tensor, forbidden: Tensor) -> Tensor:  # of a diverged run too: its loss will tell
-        return (logits.nan_to_num().softmax(1) + HARDNESS_FLOOR).masked_fill(forbidden, 0)
+        return ((logits * hardness).nan_to_num().softmax(1) + HARDNESS_FLOOR).masked_fill(forbidden, 0)
 
-    images = torch.multinomial(weights(similarity.T, positive.T), 1).squeeze(1)  # (M,)
-    texts = torch.multinomial(weights(similarity[image_rows], positive[image_rows]), 1).squeeze(1)  # (M,)
-    return images, texts
+    own = image_rows[texts]
+    negative_image = torch.multinomial(weights(similarity.T[texts], positive.T[texts]), 1).squeeze(1)
+    negative_text = torch.multinomial(weights(similarity[own], positive[own]), 1).squeeze(1)
+    return negative_image, negative_text
 
 
-def itm_pairs(image_rows: Tensor, negatives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Image rows and text rows (3M,) of the pairs to match: positives, negative images, negative texts."""
+def itm_pairs(image_rows: Tensor, texts: Tensor, negatives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Image rows and text rows (3m,) of the pairs to match: `texts` (m,) with their images, negative images, negative texts."""
     negative_image, negative_text = negatives
-    texts = torch.arange(len(image_rows), device=image_rows.device)
-    return torch.cat([image_rows, negative_image, image_rows]), torch.cat([texts, texts, negative_text])
+    own = image_rows[texts]
+    return torch.cat([own, negative_image, own]), torch.cat([texts, texts, negative_text])
 
 
 def itm_loss(logits: Tensor) -> Tensor:
-    """Matching. `logits` (3M, 2): M pairs that match, then 2M that do not."""
+    """Matching. `logits` (3m, 2): m pairs that match, then 2m that do not."""
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(logits) // 3] = 1
     return F.cross_entropy(logits, labels)
@@ -70,6 +75,21 @@ def itg_loss(
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), label_smoothing=LABEL_SMOOTHING)
 
 
+def by_length(function: Callable[[Tensor, int], Tensor], attention_mask: Tensor) -> Tensor:
+    """`function(rows, length)` over all rows of `attention_mask` (N, L), its results (n, ·) put together in their order.
+
+    On a CPU texts of like length go together, so that padding costs little; elsewhere asking for lengths would wait for the
+    device, and one large batch is faster."""
+    count, length = attention_mask.shape
+    rows = torch.arange(count, device=attention_mask.device)
+    if attention_mask.device.type != "cpu":
+        return function(rows, length)
+    lengths = attention_mask.sum(1)
+    order = lengths.argsort(stable=True)
+    parts = [function(part, int(lengths[part[-1]])) for part in order.chunk(LENGTH_GROUPS)]
+    return torch.cat(parts)[order.argsort()]
+
+
 def stage1_losses(
     model: QFormer,
     image_embeds: Tensor,
@@ -79,30 +99,47 @@ def stage1_losses(
     negatives: tuple[Tensor, Tensor] | None = None,
     image_rows: Tensor | None = None,
     losses: Sequence[str] = LOSSES,
+    matched: Tensor | None = None,
+    hardness: float = 1.0,
 ) -> dict[str, Tensor]:
     """The losses of one step: {"loss_itc", "loss_itm", "loss_itg"}, scalars; only those named in `losses` are computed.
 
     image_embeds (B, T, W); input_ids, attention_mask (M, L); image_rows (M,): the image of each text, m itself unless given;
     image_id (B,): equal for rows that show the same picture: their captions are all positives and never negatives;
-    negatives: (negative image row of each text, negative text row of each text's image), drawn by `hard_negatives` unless given.
+    matched (m,): the texts that matching and generation see, all unless given; the contrast sees all M and is far cheaper;
+    negatives: (an image row for each of them, a text row for the image of each), drawn by `hard_negatives` unless given.
     At least two different pictures are needed."""
     if image_rows is None:
         image_rows = torch.arange(len(input_ids), device=input_ids.device)
     if image_id is None:
         image_id = torch.arange(len(image_embeds), device=input_ids.device)
+    if matched is None:
+        matched = torch.arange(len(input_ids), device=input_ids.device)
     positive = image_id[:, None] == image_id[image_rows][None, :]  # (B, M)
 
     image = model.encode_image(image_embeds)
-    text = model.encode_text(input_ids, attention_mask)
-    similarity = similarities(image.features, text.features) / model.temp  # (B, M)
+    text_features = by_length(
+        lambda rows, length: (
+            model.encode_text(input_ids[rows, :length], attention_mask[rows, :length], first_only=True).features
+        ),
+        attention_mask,
+    )
+    similarity = similarities(image.features, text_features) / model.temp  # (B, M)
     out = {}
     if "loss_itc" in losses:
         out["loss_itc"] = itc_loss(similarity, positive)
     if "loss_itm" in losses:
         if negatives is None:
-            negatives = hard_negatives(similarity, positive, image_rows)
-        pair_images, pair_texts = itm_pairs(image_rows, negatives)
-        out["loss_itm"] = itm_loss(model.match(image, pair_images, input_ids[pair_texts], attention_mask[pair_texts]))
+            negatives = hard_negatives(similarity, positive, image_rows, matched, hardness)
+        pair_images, pair_texts = itm_pairs(image_rows, matched, negatives)
+        pair_ids, pair_mask = input_ids[pair_texts], attention_mask[pair_texts]
+        logits = by_length(
+            lambda rows, length: model.match(
+                image, pair_images[rows], pair_ids[rows, :length], pair_mask[rows, :length]
+            ),
+            pair_mask,
+        )
+        out["loss_itm"] = itm_loss(logits)
     if "loss_itg" in losses:
-        out["loss_itg"] = itg_loss(model, image, image_rows, input_ids, attention_mask)
+        out["loss_itg"] = itg_loss(model, image, image_rows[matched], input_ids[matched], attention_mask[matched])
     return out

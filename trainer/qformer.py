@@ -37,6 +37,30 @@ class TextEncoding:
     features: Tensor  # (M, E), unit length
 
 
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout, on a CPU with 16 random bits a value: PyTorch's own takes a third of a training step there."""
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    keep = bits >= round(p * 2**16) - 2**15
+    return x * keep.to(x.dtype).mul_(1 / (1 - p))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> Tensor:
+    """Scaled dot-product attention; each (N, H, length, D / H), `mask` True where a key may be seen.
+
+    Written out for training on a CPU, where the fused kernel's backward pass and its dropout are slower."""
+    if query.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return dropout(scores.softmax(-1, dtype=scores.dtype), p, p > 0) @ value
+
+
 class _Projections(nn.Module):
     """Queries, keys and values of multi-head attention, `source` wide where keys and values come from elsewhere."""
 
@@ -48,11 +72,11 @@ class _Projections(nn.Module):
         self.key = nn.Linear(source, inner)
         self.value = nn.Linear(source, inner)
 
-    def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, length, D) -> (N, H, length, D / H)
-
-    def keys_values(self, source: Tensor) -> KeyValue:
-        return self.split(self.key(source)), self.split(self.value(source))
+    def project(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+        """x (N, length, ·) through several of the layers in one product -> (N, H, length, D / H) each."""
+        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        out = F.linear(x, weight, bias).unflatten(-1, (len(layers), self.heads, -1))  # (N, length, layers, H, D / H)
+        return out.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class _Residual(nn.Module):
@@ -62,10 +86,10 @@ class _Residual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        out: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        out: Tensor = self.LayerNorm(dropout(self.dense(x), self.dropout, self.training) + residual)
         return out
 
 
@@ -78,12 +102,10 @@ class _Attention(nn.Module):
         self.output = _Residual(self.attention.query.out_features, config)
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, hidden: Tensor, keys_values: KeyValue, mask: Tensor | None) -> Tensor:
-        query = self.attention.split(self.attention.query(hidden))  # (N, H, length, D / H)
+    def forward(self, hidden: Tensor, query: Tensor, keys_values: KeyValue, mask: Tensor | None) -> Tensor:
+        """`hidden` (N, length, D) attends by its `query` (N, H, length, D / H)."""
         key, value = keys_values
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
+        context = attend(query, key, value, mask, self.dropout if self.training else 0.0)
         out: Tensor = self.output(context.transpose(1, 2).flatten(2), hidden)
         return out
 
@@ -113,26 +135,40 @@ class _Layer(nn.Module):
 
     def image_keys_values(self, image: Tensor) -> KeyValue | None:
         """Keys and values of the image (B, T, W) for cross-attention, if this layer has it."""
-        return None if self.crossattention is None else self.crossattention.attention.keys_values(image)
+        if self.crossattention is None:
+            return None
+        attention = self.crossattention.attention
+        key, value = attention.project(image, attention.key, attention.value)
+        return key, value
 
     def forward(
-        self, hidden: Tensor, queries: int, mask: Tensor | None, past: KeyValue | None, cross: KeyValue | None
+        self,
+        hidden: Tensor,
+        queries: int,
+        mask: Tensor | None,
+        past: KeyValue | None,
+        cross: KeyValue | None,
+        keep: int | None,
     ) -> tuple[Tensor, KeyValue]:
-        """`hidden` (N, queries + L, D); `past` are further keys and values to attend to; `cross` the image's."""
-        own = self.attention.attention.keys_values(hidden)
-        keys_values = own if past is None else (torch.cat([past[0], own[0]], 2), torch.cat([past[1], own[1]], 2))
-        hidden = self.attention(hidden, keys_values, mask)
+        """`hidden` (N, queries + L, D); `past` are further keys and values to attend to; `cross` the image's.
+
+        With `keep` only the first that many positions are computed, though all are attended to."""
+        attention = self.attention.attention
+        query, key, value = attention.project(hidden, attention.query, attention.key, attention.value)
+        keys_values = (key, value) if past is None else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
+        hidden = self.attention(hidden[:, :keep], query[:, :, :keep], keys_values, mask)
         parts = []
         if queries:
             seen = hidden[:, :queries]
             if self.crossattention is not None:
                 assert cross is not None
-                seen = self.crossattention(seen, cross, None)
+                (query,) = self.crossattention.attention.project(seen, self.crossattention.attention.query)
+                seen = self.crossattention(seen, query, cross, None)
             parts.append(self.output_query(self.intermediate_query(seen), seen))
         if hidden.shape[1] > queries:
             text = hidden[:, queries:]
             parts.append(self.output(self.intermediate(text), text))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1), own
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1), (key, value)
 
 
 class _Encoder(nn.Module):
@@ -151,7 +187,6 @@ class _QFormerBody(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.encoder = _Encoder(config)
 
 
@@ -233,13 +268,24 @@ class QFormer(nn.Module):
         mask: Tensor | None,
         past: list[KeyValue] | None,
         cross: list[KeyValue | None] | None,
+        keep: int | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
-        """All layers over `hidden` (N, queries + L, D), before the embedding LayerNorm."""
-        hidden = self.qformer.dropout(self.qformer.layernorm(hidden))
+        """All layers over `hidden` (N, queries + L, D), which comes before the embedding LayerNorm.
+
+        With `keep`, the last layer gives only the first that many positions: those that a head reads."""
+        hidden = dropout(self.qformer.layernorm(hidden), self.config.hidden_dropout_prob, self.training)
+        if torch.is_autocast_enabled(hidden.device.type):  # keep the residual stream in the precision of the products
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         kept = []
-        for number, layer in enumerate(self.qformer.encoder.layers()):
+        layers = self.qformer.encoder.layers()
+        for number, layer in enumerate(layers):
             hidden, own = layer(
-                hidden, queries, mask, None if past is None else past[number], None if cross is None else cross[number]
+                hidden,
+                queries,
+                mask,
+                None if past is None else past[number],
+                None if cross is None else cross[number],
+                keep if number == len(layers) - 1 else None,
             )
             kept.append(own)
         return hidden, kept
@@ -252,10 +298,12 @@ class QFormer(nn.Module):
         output, kept = self._run(queries, queries.shape[1], None, None, cross)
         return ImageEncoding(output, F.normalize(self.vision_projection(output).float(), dim=-1), cross, kept)
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
-        """input_ids, attention_mask (M, L) -> output (M, L, D) and unit features (M, E) of the first token."""
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> TextEncoding:
+        """input_ids, attention_mask (M, L) -> output (M, L, D) and unit features (M, E) of the first token.
+
+        `first_only` spares the rest of the last layer: output is (M, 1, D)."""
         mask = attention_mask.bool()[:, None, None, :]  # (M, 1, 1, L)
-        output, _ = self._run(self.embeddings(input_ids), 0, mask, None, None)
+        output, _ = self._run(self.embeddings(input_ids), 0, mask, None, None, 1 if first_only else None)
         return TextEncoding(output, F.normalize(self.text_projection(output[:, 0]).float(), dim=-1))
 
     def match(self, image: ImageEncoding, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -264,8 +312,8 @@ class QFormer(nn.Module):
         cross = [None if kv is None else (kv[0][image_rows], kv[1][image_rows]) for kv in image.cross]
         hidden = torch.cat([self.query_tokens.expand(len(image_rows), -1, -1), self.embeddings(input_ids)], 1)
         mask = F.pad(attention_mask.bool(), (count, 0), value=True)[:, None, None, :]  # (N, 1, 1, Q + L)
-        output, _ = self._run(hidden, count, mask, None, cross)
-        logits: Tensor = self.itm_head(output[:, :count]).float().mean(1)
+        output, _ = self._run(hidden, count, mask, None, cross, count)
+        logits: Tensor = self.itm_head(output).float().mean(1)
         return logits
 
     def caption_logits(

@@ -53,6 +53,13 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def hardness(step: int, total: int, config: TrainConfig) -> float:
+    """How hard the negatives for matching are: from 0 (drawn evenly) to 1 (as BLIP-2 draws them), by the step alone.
+
+    From hard negatives alone matching never leaves its prior on small data; see benchmarks/results.md."""
+    return min(1.0, step / (config.easy_negatives * total)) if config.easy_negatives else 1.0
+
+
 def chosen_losses(config: TrainConfig) -> list[str]:
     """The losses that the run sums, in the order of LOSSES."""
     chosen = [f"loss_{name.strip()}" for name in config.losses.split(",")]
@@ -202,6 +209,7 @@ def _train(
         tokens,
         batch_size=config.batch_size,
         captions_per_image=config.captions_per_image,
+        matched_captions=config.matched_captions,
         max_text_length=config.max_text_length,
         seed=config.seed,
     )
@@ -236,6 +244,8 @@ def _train(
                     batch.attention_mask,
                     image_rows=batch.image_rows,
                     losses=names,
+                    matched=batch.matched,
+                    hardness=hardness(step, total, config),
                 )
             loss = torch.stack([losses[name] for name in names])
             loss.sum().backward()
@@ -252,7 +262,8 @@ def _train(
                 means = dict(zip(names, (sums / count).tolist(), strict=True))
                 if not math.isfinite(sum(means.values())):
                     raise TrainingError(
-                        f"the loss is no longer a number at step {done}; train with a lower --lr (now {config.lr:g}) or in --precision float32"
+                        f"the loss is no longer a number at step {done}; lower --lr (now {config.lr:g}) "
+                        "or use --precision float32"
                     )
                 now = time.perf_counter()
                 log.write(

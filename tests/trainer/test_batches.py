@@ -3,7 +3,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-
 from qf.pipeline.errors import TrainingError
 from qf.trainer.batches import Batches
 from qf.trainer.tokens import Tokens
@@ -15,7 +14,7 @@ def tokens(features):
 
 
 def make(features, tokens, **more):
-    options = {"batch_size": 5, "captions_per_image": 1, "max_text_length": 16, "seed": 0} | more
+    options = {"batch_size": 5, "captions_per_image": 1, "matched_captions": 0, "max_text_length": 16, "seed": 0} | more
     return Batches(features, features.rows("train"), tokens, **options)
 
 
@@ -41,6 +40,16 @@ def test_features_captions_and_images_belong_together(features, tokens):
         assert sorted(mine) == sorted(captions)
 
 
+def test_all_captions_are_matched_over_the_epochs(features, tokens):
+    batches = make(features, tokens, batch_size=4, captions_per_image=0, matched_captions=1)
+    seen = Counter()
+    for step in range(2 * batches.steps_per_epoch):
+        batch = batches.batch(step)
+        assert batch.image_rows[batch.matched].tolist() == [0, 1, 2, 3]
+        seen.update(tuple(batch.input_ids[m][batch.attention_mask[m].bool()].tolist()) for m in batch.matched)
+    assert seen == Counter(tuple(i) for row in features.rows("train") for i in tokens.ids(features.captions[row], 16))
+
+
 def test_a_batch_is_a_function_of_the_step(features, tokens):
     first, second = make(features, tokens), make(features, tokens)
     ahead = list(first.steps(2, 7))
@@ -53,4 +62,13 @@ def test_a_batch_is_a_function_of_the_step(features, tokens):
 
 def test_too_few_images_are_refused(features, tokens):
     with pytest.raises(TrainingError, match="has 1 training images"):
-        Batches(features, np.array([0]), tokens, batch_size=2, captions_per_image=1, max_text_length=8, seed=0)
+        Batches(
+            features,
+            np.array([0]),
+            tokens,
+            batch_size=2,
+            captions_per_image=1,
+            matched_captions=1,
+            max_text_length=8,
+            seed=0,
+        )

@@ -1,7 +1,6 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from qf.trainer.metrics import image_to_text, recalls, retrieval, text_to_image
 
 matrices = st.integers(1, 6).flatmap(

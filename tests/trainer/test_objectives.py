@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch.testing import assert_close
-
 from qf.trainer.objectives import hard_negatives, itc_loss, itm_loss, itm_pairs, similarities
+from torch.testing import assert_close
 
 
 def test_similarity_is_the_maximum_over_queries():
@@ -37,7 +36,7 @@ def test_negatives_never_show_the_same_picture_and_are_mostly_hard():
     positive = same_picture[:, None] == same_picture[image_rows][None]
     similarity = torch.zeros(4, 8)
     similarity[3, 2] = similarity[1, 6] = 8.0  # text 2 is close to image 3, image 1 is close to text 6
-    drawn = [hard_negatives(similarity, positive, image_rows) for _ in range(200)]
+    drawn = [hard_negatives(similarity, positive, image_rows, torch.arange(8)) for _ in range(200)]
     for images, texts in drawn:
         assert not positive[images, torch.arange(8)].any()
         assert not positive[image_rows, texts].any()
@@ -45,10 +44,27 @@ def test_negatives_never_show_the_same_picture_and_are_mostly_hard():
     assert sum(int(texts[2] == 6) for _, texts in drawn) > 190
 
 
+def test_easy_negatives_are_drawn_evenly():
+    torch.manual_seed(0)
+    rows = torch.arange(4)
+    similarity = torch.tensor([[9.0, 0, 0, 8], [0, 9, 0, 0], [0, 0, 9, 0], [0, 0, 0, 9]])
+    draws = [
+        hard_negatives(similarity, torch.eye(4, dtype=torch.bool), rows, rows, hardness=0.0)[1][0] for _ in range(600)
+    ]
+    counts = torch.stack(draws).bincount(minlength=4)
+    assert counts[0] == 0
+    assert counts[1:].min() > 150
+
+
 def test_matching_pairs_and_loss():
-    images, texts = itm_pairs(torch.tensor([0, 1]), (torch.tensor([1, 0]), torch.tensor([1, 0])))
+    images, texts = itm_pairs(torch.tensor([0, 1]), torch.arange(2), (torch.tensor([1, 0]), torch.tensor([1, 0])))
     assert images.tolist() == [0, 1, 1, 0, 0, 1]
     assert texts.tolist() == [0, 1, 0, 1, 1, 0]
+    images, texts = itm_pairs(
+        torch.tensor([0, 0, 1, 1]), torch.tensor([1, 2]), (torch.tensor([1, 0]), torch.tensor([3, 0]))
+    )
+    assert images.tolist() == [0, 1, 1, 0, 0, 1]
+    assert texts.tolist() == [1, 2, 1, 2, 3, 0]
     logits = torch.randn(6, 2)
     labels = torch.tensor([1, 1, 0, 0, 0, 0])
     assert_close(itm_loss(logits), torch.nn.functional.cross_entropy(logits, labels))

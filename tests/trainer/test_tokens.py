@@ -1,9 +1,8 @@
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-
 from qf.pipeline.errors import ArtifactError
 from qf.trainer.tokens import Tokens
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-
 from qf.pipeline.errors import ArtifactError, TrainingError
 from qf.trainer.config import TrainConfig
-from qf.trainer.train import learning_rate, train
+from qf.trainer.train import hardness, learning_rate, train
+from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
 SMALL = TrainConfig(
@@ -42,6 +41,12 @@ def test_the_learning_rate_is_a_function_of_the_step():
     half = 10 + 95
     assert rates[half] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 0.5)) / 2)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_negatives_grow_harder_with_the_step():
+    config = TrainConfig(easy_negatives=0.5)
+    assert [hardness(step, 100, config) for step in (0, 25, 50, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert hardness(0, 100, TrainConfig(easy_negatives=0)) == 1.0
 
 
 def test_a_run_learns_and_leaves_its_files(trained):

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch.testing import assert_close
-
 from qf.pipeline.errors import ArtifactError, TrainingError
 from qf.trainer.config import QFormerConfig, TrainConfig
 from qf.trainer.qformer import QFormer
 from qf.trainer.train import make_model
 from qf.trainer.weights import load_bert
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 
 def test_text_encoding_equals_the_bert_it_starts_from(features, bert_folder):
@@ -79,7 +78,7 @@ def test_starting_from_a_run_keeps_its_weights(features, trained):
     run = trained / "runs" / "stage1"
     model, tokens = make_model(TrainConfig(init=str(run), dropout=0.3), features, [])
     assert torch.equal(model.state_dict()["query_tokens"], load_file(run / "model.safetensors")["query_tokens"])
-    assert model.qformer.dropout.p == 0.3
+    assert model.config.hidden_dropout_prob == 0.3
     assert len(tokens) == model.config.vocab_size
     with pytest.raises(TrainingError, match="no such run, BERT folder or id"):
         make_model(TrainConfig(init=str(run / "nothing")), features, [])

@@ -1,0 +1,126 @@
+"""Extraction: rejects, resume after SIGKILL, full disks, and features that are never mixed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from qf.pipeline.errors import ArtifactError, DatasetError
+from qf.pipeline.features import Features
+
+from conftest import make_pictures, run_extract  # isort: skip
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("manifest.json", ".lock")}
+
+
+def test_a_folder_holds_shards_manifest_and_rejects_only(features):
+    assert sorted(files(features.folder)) == ["rejects.jsonl", *(f"shard-{n:05d}.arrow" for n in range(4))]
+    assert [shard["records"] for shard in features.manifest["shards"]] == [7, 7, 7, 3]
+    assert not (features.folder / "rejects.jsonl").read_bytes()
+
+
+def test_unreadable_pictures_are_rejected_by_name(tmp_path, clip_folder):
+    source = make_pictures(tmp_path / "pictures", copies=3)
+    (source.parent / "blue-bar-0.png").write_bytes(b"")
+    with open(source, "a") as file:
+        file.write("nowhere.png,a thing,train\nred-bar-0.png,,train\n")
+    features = run_extract(source, clip_folder, tmp_path / "features", max_rejects=0.1, shard_size=5)
+    rejects = [json.loads(line) for line in (tmp_path / "features" / "rejects.jsonl").read_text().splitlines()]
+    assert {r["key"]: r["reason"] for r in rejects} == {"blue-bar-0.png": "empty file", "nowhere.png": "no such file"}
+    assert len(features) == 35
+    assert features.manifest["rejected"] == 2
+    assert set(features.keys) & {r["key"] for r in rejects} == set()
+
+
+def test_too_many_rejects_fail_and_a_mended_dataset_goes_on(tmp_path, clip_folder):
+    source = make_pictures(tmp_path / "pictures")
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    for name in ("blue-bar-0.png", "blue-bar-1.png"):
+        shutil.move(source.parent / name, hidden / name)
+    with pytest.raises(
+        DatasetError, match=r"2 of 24 records were rejected, more than --max-rejects 0\.05 allows.*no such file"
+    ):
+        run_extract(source, clip_folder, tmp_path / "features", shard_size=5)
+    assert len((tmp_path / "features" / "rejects.jsonl").read_text().splitlines()) == 2
+    for path in hidden.iterdir():
+        shutil.move(path, source.parent / path.name)
+    assert len(run_extract(source, clip_folder, tmp_path / "features", shard_size=5)) == 24
+
+
+def test_finished_features_are_kept_and_others_never_mixed_in(tmp_path, pictures, clip_folder, onnx_folder):
+    folder = tmp_path / "features"
+    run_extract(pictures, clip_folder, folder)
+    before = files(folder)
+    run_extract(pictures, clip_folder, folder)
+    assert files(folder) == before
+    with pytest.raises(ArtifactError, match=r"made otherwise: encoder\.sha256 was '\w+' and is now .*--overwrite"):
+        run_extract(pictures, onnx_folder, folder)
+    with pytest.raises(ArtifactError, match="codec was 'float16' and is now 'float32'"):
+        run_extract(pictures, clip_folder, folder, codec="float32")
+    with pytest.raises(ArtifactError, match=r"source\.records was 24 and is now 12"):
+        run_extract(make_pictures(tmp_path / "fewer", copies=1), clip_folder, folder)
+    assert files(folder) == before
+    assert Features(run_extract(pictures, onnx_folder, folder, overwrite=True).folder).encoder["width"] == 3
+
+
+CODE = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[4])
+from conftest import run_extract
+run_extract(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), shard_size=5, batch_size=2)
+"""
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, clip_folder):
+    source = make_pictures(tmp_path / "pictures", copies=10)
+    calm = run_extract(source, clip_folder, tmp_path / "calm", shard_size=5, batch_size=2)
+    killed = tmp_path / "killed"
+    tests = os.path.dirname(os.path.dirname(__file__))
+    command = [sys.executable, "-c", CODE, str(source), str(clip_folder), str(killed), tests]
+    draw, kills = random.Random(0), 0
+    while kills < 5:
+        process = subprocess.Popen(command)
+        have = len(list(killed.glob("shard-*"))) if killed.is_dir() else 0
+        while process.poll() is None and len(list(killed.glob("shard-*"))) <= have:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        kills += 1
+    subprocess.run(command, check=True)
+    assert kills >= 2
+    assert not list(killed.glob("*.tmp"))
+    assert files(killed) == files(calm.folder)
+
+
+def test_a_full_disk_loses_nothing(tmp_path, clip_folder):
+    """A tmpfs too small for the features: one line, exit code 1; with room the same command ends the work."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        source = make_pictures(tmp_path / "pictures", copies=10)
+        command = [sys.executable, "-m", "qf.cli", "extract", str(source), "--encoder", str(clip_folder)]
+        command += ["--workspace", str(disk), "--shard-size", "10", "--precision", "float32"]
+        out = subprocess.run(command, capture_output=True, text=True)
+        assert out.returncode == 1
+        assert out.stderr.strip().splitlines()[-1].startswith("qf: error: the disk is full; free some space")
+        done = {p.name for p in (disk / "features").glob("shard-*.arrow")}
+        assert 0 < len(done) < 12
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert len(Features(disk / "features")) == 120
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)

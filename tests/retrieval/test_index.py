@@ -1,0 +1,74 @@
+"""Index files, what they remember, and what they refuse."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from qf.pipeline.artifacts import read_manifest
+from qf.pipeline.errors import ArtifactError
+from qf.pipeline.features import Features
+from qf.retrieval.ask import Searcher
+from qf.retrieval.index import open_index
+from qf.retrieval.runs import check_features, latest_run, open_run
+
+from conftest import run_extract  # isort: skip
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def workspace(trained, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(trained, tmp_path / "work")
+
+
+def test_the_index_holds_every_query_embedding_and_caption(trained):
+    index = open_index(trained / "index")
+    features = Features(trained / "features")
+    run = open_run(trained / "runs" / "stage1", CPU, torch.float32)
+    images = run.embedder.images(features, features.rows()).numpy()
+    assert np.allclose(index.images.reconstruct_n(0, index.images.ntotal).reshape(images.shape), images, atol=1e-6)
+    texts = run.embedder.texts(index.captions).numpy()
+    assert np.allclose(index.texts.reconstruct_n(0, index.texts.ntotal), texts, atol=1e-6)
+    assert [index.rows.column("captions")[int(row)].as_py()[0] for row in index.text_rows[::2]] == list(
+        index.captions[::2]
+    )
+    manifest = read_manifest(trained / "index", "index")
+    assert (manifest["images"], manifest["vectors"], manifest["texts"]) == (24, 24 * 4, 48)
+
+
+def test_a_moved_workspace_still_opens(workspace):
+    assert len(Searcher.open(workspace / "index", CPU, "float32").index) == 24
+
+
+def test_another_model_is_refused(workspace):
+    manifest = json.loads((workspace / "runs" / "stage1" / "manifest.json").read_text())
+    (workspace / "runs" / "stage1" / "manifest.json").write_text(json.dumps(manifest | {"sha256": "0" * 64}))
+    with pytest.raises(ArtifactError, match="built from another model.*rebuild it with `qf index`"):
+        Searcher.open(workspace / "index", CPU, "float32")
+
+
+def test_other_features_are_refused(workspace, pictures, onnx_folder):
+    shutil.rmtree(workspace / "features")
+    other = run_extract(pictures, onnx_folder, workspace / "features")
+    with pytest.raises(ArtifactError, match="built from other features"):
+        Searcher.open(workspace / "index", CPU, "float32")
+    with pytest.raises(ArtifactError, match=r"trained on features of encoder .* \(sha256"):
+        check_features(open_run(workspace / "runs" / "stage1", CPU, torch.float32), other)
+
+
+def test_a_damaged_index_is_refused(workspace):
+    file = workspace / "index" / "images.faiss"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="damaged.*qf index"):
+        open_index(workspace / "index")
+    (workspace / "index" / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match="unfinished.*qf index"):
+        open_index(workspace / "index")
+
+
+def test_the_run_trained_last(workspace):
+    assert latest_run(workspace / "runs") == workspace / "runs" / "stage1"
+    assert latest_run(workspace / "nothing") is None
