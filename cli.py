@@ -44,27 +44,34 @@ RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the
 HERE = Path("qf-out")
 
 
-@app.callback()
-def _common(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
 
-        print(f"qf {installed('qf')}")
+        print(f"qf {version('qf')}")
         raise typer.Exit
-    context.obj = debug
 
 
-# ---- commands -----------------------------------------------------------------------------------------------------------
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of every command; `main` looks at --debug itself."""
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def demo(
     workspace: Workspace = HERE / "demo",
-    epochs: Annotated[float, typer.Option(help="Passes over the sample's 4,000 scenes.")] = 12,
+    epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 6,
+    scenes: Annotated[
+        int, typer.Option(min=8, help="Training scenes; to validate and test there are 3/16 as many more.")
+    ] = 4000,
     seed: Annotated[int, typer.Option(help="Seed of training.")] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -78,7 +85,7 @@ def demo(
     config = TrainConfig(epochs=epochs, seed=seed, precision=precision)
     with Display(quiet) as display:
         watch = Watch(display.say, display.extracting, display.training)
-        summary = demo(workspace, config, resolve_device(device), precision, watch)
+        summary = demo(workspace, scenes, config, resolve_device(device), precision, watch)
     if as_json:
         print_json(summary)
         return
@@ -169,6 +176,9 @@ def train(
     ] = DEFAULTS.warmup_steps,
     weight_decay: Annotated[float, typer.Option(help="On matrices.")] = DEFAULTS.weight_decay,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="In the Q-Former.")] = DEFAULTS.dropout,
+    token_dropout: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of an image's tokens left out of each step.")
+    ] = DEFAULTS.token_dropout,
     num_query_tokens: Annotated[int | None, typer.Option(min=1, help="Queries; the preset's unless given.")] = None,
     max_text_length: Annotated[int, typer.Option(min=3, help="Tokens of a caption.")] = DEFAULTS.max_text_length,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between lines of metrics.jsonl.")] = DEFAULTS.log_every,
@@ -331,7 +341,7 @@ def info(
     """What a features folder, run or index is, and how it was made."""
     from .pipeline.artifacts import has_manifest, read_manifest
 
-    if has_manifest(path) or not path.is_dir():
+    if has_manifest(path) or path.is_file():
         found = {str(path): read_manifest(path)}
     else:
         parts = [path / "features", *sorted((path / "runs").glob("*")), path / "index"]
@@ -357,7 +367,7 @@ def run_folder(workspace: Path, name: str | None) -> Path:
     return latest
 
 
-# ---- printing -----------------------------------------------------------------------------------------------------------
+# ---- printing --------------------------------------------------------------------------------------------------------
 
 
 def print_json(value: Any) -> None:
@@ -512,7 +522,7 @@ class Display:
         self._step("train", line["step"], total, f"{losses}  {line['pairs_per_second']:.0f} pairs/s")
 
 
-# ---- the way out --------------------------------------------------------------------------------------------------------
+# ---- the way out -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -63,6 +63,8 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """The manifest of `folder`. ArtifactError if there is none, or if it is not of `kind`; the message names the command
     that makes one."""
     cure = {"features": "qf extract SOURCE", "run": "qf train", "index": "qf index"}
+    if folder.is_file():
+        raise ArtifactError(f"{folder} is a file, which is no artifact folder; give the folder")
     if not has_manifest(folder):
         state = "is unfinished" if folder.is_dir() and any(folder.iterdir()) else "does not exist or is empty"
         command = f"; make it with `{cure[kind]}`" if kind else ""

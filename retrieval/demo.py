@@ -35,14 +35,16 @@ class Watch:
     training: Report = lambda line, total: None
 
 
-def demo(workspace: Path, config: TrainConfig, device: torch.device, precision: str, watch: Watch) -> dict[str, Any]:
-    """Make the sample in `workspace`/sample and take it all the way; returns {extract, train, index, eval, search, sheet}.
+def demo(
+    workspace: Path, scenes: int, config: TrainConfig, device: torch.device, precision: str, watch: Watch
+) -> dict[str, Any]:
+    """Draw a sample of `scenes` training scenes and take it all the way: {extract, train, index, eval, search, sheet}.
 
     Run again, it goes on where it stopped."""
-    sample = workspace / "sample"
+    sample = workspace / f"sample-{scenes}"
     if not (sample / "captions.csv").is_file():
         watch.say("drawing the sample")
-        write_sample(sample)
+        write_sample(sample, train=scenes, val=scenes // 16, test=scenes // 8)
     encoder = load_encoder("builtin", device, resolve_precision(precision, device))
     watch.say("extracting features with the builtin CLIP")
     extracted = extract(

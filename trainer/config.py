@@ -56,6 +56,7 @@ class TrainConfig:
     beta2: float = 0.98
     grad_clip: float = 1.0
     dropout: float = 0.1
+    token_dropout: float = 0.0  # share of an image's tokens left out of each step, others each time
     max_text_length: int = 32  # tokens, [CLS] and [SEP] included
     vocab_size: int = 8000  # of the WordPiece vocabulary that is trained where no tokenizer is given
     num_query_tokens: int | None = None  # the preset's unless given

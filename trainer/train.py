@@ -53,6 +53,17 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
+    """(B, T, W) -> (B, the rest of T, W): a random share of the tokens left out, the same for the whole batch.
+
+    Masking patches as FLIP does (Li et al. 2023, arXiv:2212.00794), here against overfitting of small datasets."""
+    if share == 0:
+        return image_embeds
+    count = image_embeds.shape[1]
+    kept = torch.randperm(count, device=image_embeds.device)[: max(1, round(count * (1 - share)))]
+    return image_embeds[:, kept]
+
+
 def hardness(step: int, total: int, config: TrainConfig) -> float:
     """How hard the negatives for matching are: from 0 (drawn evenly) to 1 (as BLIP-2 draws them), by the step alone.
 
@@ -239,7 +250,7 @@ def _train(
             with autocast(device, dtype):
                 losses = stage1_losses(
                     model,
-                    batch.image_embeds.float(),
+                    drop_tokens(batch.image_embeds, config.token_dropout).float(),
                     batch.input_ids,
                     batch.attention_mask,
                     image_rows=batch.image_rows,

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from qf.pipeline.errors import ArtifactError, TrainingError
 from qf.trainer.config import TrainConfig
-from qf.trainer.train import hardness, learning_rate, train
+from qf.trainer.train import drop_tokens, hardness, learning_rate, train
 from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
@@ -47,6 +47,16 @@ def test_negatives_grow_harder_with_the_step():
     config = TrainConfig(easy_negatives=0.5)
     assert [hardness(step, 100, config) for step in (0, 25, 50, 99)] == [0.0, 0.5, 1.0, 1.0]
     assert hardness(0, 100, TrainConfig(easy_negatives=0)) == 1.0
+
+
+def test_tokens_are_left_out():
+    embeds = torch.arange(24.0).reshape(2, 6, 2)
+    assert drop_tokens(embeds, 0.0) is embeds
+    some = drop_tokens(embeds, 0.5)
+    assert some.shape == (2, 3, 2)
+    whole = {tuple(token.tolist()) for token in embeds[1]}
+    assert len({tuple(token.tolist()) for token in some[1]} & whole) == 3
+    assert len({drop_tokens(embeds, 0.5)[0, :, 0].sum().item() for _ in range(30)}) > 3
 
 
 def test_a_run_learns_and_leaves_its_files(trained):

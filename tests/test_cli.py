@@ -1,0 +1,142 @@
+"""The commands as a user meets them: what they print, where, and how they fail."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from qf import cli
+
+from conftest import make_pictures  # isort: skip
+
+
+@pytest.fixture
+def qf(monkeypatch, capsys, tmp_path):
+    """Run the command line in-process, in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QF_WORKSPACE", raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["qf", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = error.code or 0
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def fails(result, *words):
+    """One line on stderr that starts with `qf: error:` and says these words; exit code 1; nothing on stdout."""
+    code, out, err = result
+    lines = err.strip().splitlines()
+    assert code == 1
+    assert out == ""
+    assert lines[-1].startswith("qf: error: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in lines[-1], lines[-1]
+
+
+def test_help_names_every_command(qf):
+    code, out, _ = qf("--help")
+    assert code == 0
+    for command in ("demo", "extract", "train", "index", "search", "eval", "info"):
+        assert command in out
+        assert qf(command, "--help")[0] == 0
+    assert qf("--version")[1].startswith("qf 0.")
+
+
+def test_wrong_usage_is_2(qf):
+    assert qf("extract")[0] == 2
+    assert qf("search")[0] == 2
+    assert qf("search", "a dog", "--image", "x.jpg")[0] == 2
+    assert qf("train", "--nonsense")[0] == 2
+
+
+def test_failures_are_one_helpful_line(qf, tmp_path, clip_folder, onnx_folder):
+    fails(qf("extract", "nothing.csv"), "nothing.csv does not exist")
+    (tmp_path / "photos.csv").write_text("image,width\na.jpg,3\n")
+    fails(qf("extract", "photos.csv"), "no caption column", "--caption-column")
+    (tmp_path / "empty").mkdir()
+    fails(qf("extract", "empty"), "holds no captions", "metadata.csv")
+    fails(qf("train"), "does not exist or is empty", "qf extract SOURCE")
+    fails(qf("search", "a dog"), "qf extract SOURCE")
+    fails(qf("eval"), "qf extract SOURCE")
+    fails(qf("index"), "qf extract SOURCE")
+    fails(qf("info"), "begin with `qf extract SOURCE`")
+    fails(qf("info", "photos.csv"), "which is no artifact folder")
+    source = make_pictures(tmp_path / "pictures")
+    fails(qf("extract", source, "--encoder", "no/such/model"), "no such folder")
+    fails(qf("extract", source, "--encoder", clip_folder, "--device", "cuda:7"), "CUDA devices")
+    assert qf("extract", source, "--encoder", clip_folder, "-q")[0] == 0
+    fails(qf("extract", source, "--encoder", onnx_folder), "made otherwise", "--overwrite")
+    fails(qf("eval", "--split", "test"), "no images in the split test", "--split")
+    fails(qf("train", "--losses", "itc,nothing"), "--losses")
+    fails(qf("index"), "no finished run", "qf train")
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(qf, tmp_path, clip_folder):
+    source = make_pictures(tmp_path / "pictures")
+    code, out, err = qf("extract", source, "--encoder", clip_folder, "--json")
+    summary = json.loads(out)
+    assert code == 0
+    fields = "records captions rejected shards bytes seconds images_per_second encoder_images_per_second features"
+    assert set(fields.split()) <= set(summary)
+    assert (summary["records"], summary["captions"]) == (24, 48)
+    assert "image column 'image'" in err
+    assert qf("extract", source, "--encoder", clip_folder, "-q")[2] == ""
+
+
+def test_search_before_training_says_so(qf, tmp_path, clip_folder):
+    qf("extract", make_pictures(tmp_path / "pictures"), "--encoder", clip_folder)
+    code, out, err = qf("search", "a red bar", "--json", "-k", "3")
+    hits = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [hit["rank"] for hit in hits] == [1, 2, 3]
+    assert "no trained model yet" in err
+
+
+@pytest.fixture
+def workspace(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "work")
+
+
+def test_a_trained_workspace(qf, workspace):
+    code, out, _ = qf("search", "a red bar", "-w", workspace, "--rerank", 5, "--json", "-k", "2")
+    assert code == 0
+    assert set(json.loads(out.splitlines()[0])) == {"rank", "key", "score", "image", "captions", "itc", "itm"}
+    code, out, _ = qf("search", "a red bar", "-w", workspace, "--sheet", "hits.png")
+    assert code == 0
+    assert "contact sheet: hits.png" in out
+    code, out, _ = qf("eval", "--split", "val", "-w", workspace, "--rerank", 4, "--json")
+    result = json.loads(out)
+    assert (result["split"], result["images"], result["texts"]) == ("val", 12, 24)
+    for scorer in ("clip", "itc", "itc+itm@4"):
+        assert list(result[scorer]) == [
+            f"{way}_R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)
+        ]
+    assert "ITC+ITM@4" in qf("eval", "--split", "val", "-w", workspace, "--rerank", 4)[1]
+    code, out, _ = qf("index", "-w", workspace, "--json")
+    assert {"images", "vectors", "texts", "type", "bytes", "seconds", "index"} <= set(json.loads(out))
+    code, out, _ = qf("info", workspace)
+    assert "features" in out
+    assert "queries" in out
+    assert json.loads(qf("info", workspace / "index", "--json")[1])["kind"] == "index"
+    (workspace / "index" / "manifest.json").unlink()
+    fails(qf("search", "a red bar", "-w", workspace), "build it with `qf index`")
+
+
+def test_an_interrupt_is_130(trained):
+    """Ctrl-C during work: no traceback, and the way on is named."""
+    code = "import os, signal, sys; import qf.pipeline.features as f; from qf import cli\n"
+    code += "class Slow(f.Features):\n    def __init__(self, folder): os.kill(os.getpid(), signal.SIGINT)\n"
+    code += f"f.Features = Slow; sys.argv = ['qf', 'train', '-w', {str(trained)!r}]; cli.main()"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 130
+    assert "Traceback" not in out.stderr
+    assert "run the same command to go on" in out.stderr

@@ -1,0 +1,51 @@
+"""The three lines of the README in an empty folder, as processes of their own, with the builtin encoder."""
+
+import json
+import os
+import subprocess
+import sys
+
+from PIL import Image
+
+from conftest import make_pictures  # isort: skip
+
+
+def qf(folder, *arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "QF_WORKSPACE"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "qf.cli", *map(str, arguments)]
+    out = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert out.returncode == 0, out.stderr
+    return out.stdout
+
+
+def test_extract_train_search(tmp_path):
+    make_pictures(tmp_path)
+    qf(tmp_path, "extract", "photos.csv", "--encoder", "builtin")
+    summary = json.loads(qf(tmp_path, "train", "--json", "--epochs", 3, "--batch-size", 6))
+    assert {"steps", "epochs", "pairs_per_second", "seconds", "loss", "best", "run"} <= set(summary)
+    found = sorted(str(p.relative_to(tmp_path / "qf-out")) for p in (tmp_path / "qf-out").rglob("*") if p.is_file())
+    for name in (
+        "features/manifest.json",
+        "features/rejects.jsonl",
+        "features/shard-00000.arrow",
+        "index/images.faiss",
+    ):
+        assert name in found
+    run = "config.json loss.png manifest.json metrics.jsonl model.safetensors tokenizer.json"
+    assert {f"runs/stage1/{name}" for name in run.split()} <= set(found)
+    assert {"index/manifest.json", "index/rows.arrow", "index/texts.faiss"} <= set(found)
+    lines = qf(tmp_path, "search", "a red bar").splitlines()
+    assert len(lines) == 10
+    assert ".png" in lines[0]
+
+
+def test_demo_takes_the_whole_journey(tmp_path):
+    """A short one: the figures are the demo's own affair, that every part is there is ours."""
+    summary = json.loads(qf(tmp_path, "demo", "--json", "--epochs", 0.1, "--scenes", 120))
+    assert list(summary) == ["extract", "train", "index", "eval", "search", "sheet"]
+    assert summary["extract"]["rejected"] == 0
+    assert summary["eval"]["split"] == "test"
+    assert {"clip", "itc", "itc+itm@16"} <= set(summary["eval"])
+    assert summary["eval"]["clip"]["text_to_image_R@1"] > 20 * 100 / summary["eval"]["images"]
+    with Image.open(tmp_path / summary["sheet"]) as sheet:
+        assert sheet.height > 1000

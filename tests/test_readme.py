@@ -1,0 +1,68 @@
+"""The README is true: its file tree, its commands and options, and what must never be in the repository."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer.main
+from qf.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = typer.main.get_command(app).commands
+
+
+def tree():
+    """(folder, file) of each line in the README's tree."""
+    block = re.search(r"```\n(data/.*?)```", README, re.S)[1]
+    folder = ""
+    for line in block.splitlines():
+        name = line.split()[0] if line.split() else ""
+        if not line.startswith(" ") and name.endswith("/"):
+            folder = name
+        elif name:
+            yield ("", name) if not line.startswith(" ") else (folder, name)
+
+
+def test_the_tree_names_every_file_and_no_other():
+    named = {folder + name for folder, name in tree() if name.endswith(".py")}
+    for folder in ("data", "pipeline", "trainer", "retrieval"):
+        there = {f"{folder}/{p.name}" for p in (ROOT / folder).glob("*.py") if p.name != "__init__.py"}
+        assert {name for name in named if name.startswith(folder + "/")} == there
+    assert "cli.py" in named
+
+
+def test_the_order_of_the_tree_is_the_order_of_import():
+    from test_layers import ORDER
+
+    for folder, order in ORDER.items():
+        assert [name.removesuffix(".py") for at, name in tree() if at == f"{folder}/"] == order
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^qf [a-z].*$", README, re.M))))
+def test_every_command_line_exists(line):
+    words = line.split("#")[0].split()
+    command = COMMANDS[words[1]]
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for word in words[2:]:
+        if word.startswith("-"):
+            assert word.split("=")[0] in options, f"{line}: {word}"
+
+
+def test_every_command_is_described():
+    for name in COMMANDS:
+        assert f"`qf {name}" in README or f"\nqf {name}" in README, name
+
+
+def test_nothing_of_this_machine_is_in_the_repository():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    hosts = re.compile("|".join(["pythonhosted" + r"\.org", "pypi" + r"\.org", "registry" + r"\.npmjs"]))
+    for name in listed.stdout.split("\n"):
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", ".txt", ".json", ".jsonl", "") and path.is_file():
+            text = path.read_text(errors="ignore")
+            assert not hosts.search(text), name
+            assert not re.search(r"(?<![\w.])/(work|root)/", text), name
