@@ -6,6 +6,7 @@ Tokens are the chosen layer's output before the final layer norm, class token in
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +44,7 @@ def encoder_folder(name: str) -> Path:
         return BUILTIN
     if Path(name).is_dir():
         return Path(name)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise EncoderError(
             f"encoder {name}: no such folder; give builtin, a folder, or a Hugging Face id such as {DEFAULT_ENCODER}"
         )
