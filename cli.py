@@ -516,6 +516,11 @@ class Display:
             self.say(
                 f"step {line['step']:,}: validation R@1 {line['text_to_image_R@1']:.1f} text to image, "
                 f"{line['image_to_text_R@1']:.1f} image to text"
+                + (
+                    f", {line['reranked_text_to_image_R@1']:.1f} matched"
+                    if "reranked_text_to_image_R@1" in line
+                    else ""
+                )
             )
             return
         losses = " ".join(f"{name.removeprefix('loss_')} {line[name]:.3f}" for name in line if name.startswith("loss_"))

@@ -23,7 +23,11 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
             left.plot([line["step"] for line in losses], [line[name] for line in losses], label=label)
     left.set(title="training losses", xlabel="step", ylabel="loss", ylim=(0, None))
     left.legend()
-    for name, label in (("text_to_image_R@1", "text to image"), ("image_to_text_R@1", "image to text")):
+    for name, label in (
+        ("text_to_image_R@1", "text to image"),
+        ("image_to_text_R@1", "image to text"),
+        ("reranked_text_to_image_R@1", "text to image, matched"),
+    ):
         right.plot(
             [line["step"] for line in checks], [line[name] for line in checks], marker="o", markersize=3, label=label
         )

@@ -34,13 +34,14 @@ from .batches import Batches
 from .checkpoints import BEST, load_checkpoint, load_info, save_checkpoint, save_tensors, steps
 from .config import PRESETS, QFormerConfig, TrainConfig
 from .curves import draw_curves
-from .embed import Embedder, similarity_matrix
-from .metrics import mean_recall_at_1, retrieval
+from .embed import Embedder, rerank, similarity_matrix
+from .metrics import mean_recall_at_1, recalls, retrieval
 from .objectives import LOSSES, stage1_losses
 from .qformer import QFormer
 from .tokens import Tokens
 from .weights import bert_sizes, load_bert, load_qformer, load_tensors
 
+MATCHED_TEXTS, MATCHED_AT = 250, 16  # of validation: how many texts are matched, with how many images each
 Report = Callable[[dict[str, Any], int], None]  # a line of metrics.jsonl, steps in all
 
 
@@ -160,11 +161,20 @@ class Validation:
         )
 
 
-def validate(embedder: Embedder, features: Features, validation: Validation) -> dict[str, float]:
-    """R@K of the contrastive scores, both ways."""
+def validate(embedder: Embedder, features: Features, validation: Validation, match: bool) -> dict[str, float]:
+    """R@K of the contrastive scores, both ways; with `match` also text to image after matching, on a part of the texts."""
     images = embedder.images(features, validation.rows)
-    texts = embedder.texts(validation.texts)
-    return retrieval(similarity_matrix(images, texts), validation.image_rows)
+    scores = similarity_matrix(images, embedder.texts(validation.texts))  # (N, M)
+    metrics = retrieval(scores, validation.image_rows)
+    if match:
+        some = torch.arange(0, scores.shape[1], max(1, scores.shape[1] // MATCHED_TEXTS))
+        scores = scores.T[some]  # (m, N)
+        candidates = scores.topk(min(MATCHED_AT, scores.shape[1])).indices
+        pairs = torch.stack([candidates.flatten(), some.repeat_interleave(candidates.shape[1])], 1)
+        matching = embedder.matching(features, validation.rows, validation.texts, pairs.numpy()).view_as(candidates)
+        relevant = validation.image_rows[some, None] == torch.arange(scores.shape[1])
+        metrics |= recalls(rerank(scores, candidates, matching), relevant, "reranked_text_to_image")
+    return metrics
 
 
 def train(
@@ -295,7 +305,7 @@ def _train(
             if len(validation.rows) and (
                 done % validate_every == 0 or done == total
             ):  # once in a while: how good are we?
-                metrics = validate(embedder, features, validation)
+                metrics = validate(embedder, features, validation, "loss_itm" in names)
                 log.write({"step": done, "split": "val", **metrics})
                 if mean_recall_at_1(metrics) > best:
                     best = mean_recall_at_1(metrics)
