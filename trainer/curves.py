@@ -28,9 +28,9 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
         ("image_to_text_R@1", "image to text"),
         ("reranked_text_to_image_R@1", "text to image, matched"),
     ):
-        right.plot(
-            [line["step"] for line in checks], [line[name] for line in checks], marker="o", markersize=3, label=label
-        )
+        if checks and name in checks[0]:
+            steps, values = [line["step"] for line in checks], [line[name] for line in checks]
+            right.plot(steps, values, marker="o", markersize=3, label=label)
     right.set(title="validation R@1", xlabel="step", ylabel="%", ylim=(0, None))
     if checks:
         right.legend()
