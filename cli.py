@@ -68,9 +68,9 @@ def common(
 @app.command()
 def demo(
     workspace: Workspace = HERE / "demo",
-    epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 6,
+    epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 5,
     scenes: Annotated[
-        int, typer.Option(min=8, help="Training scenes; to validate and test there are 3/16 as many more.")
+        int, typer.Option(min=8, help="Training scenes, besides 250 to validate and 500 to test.")
     ] = 4000,
     seed: Annotated[int, typer.Option(help="Seed of training.")] = 0,
     device: Device = "auto",

@@ -18,6 +18,7 @@ import numpy as np
 
 from .ahead import map_ahead
 from .artifacts import (
+    MANIFEST,
     atomic_file,
     difference,
     has_manifest,
@@ -139,7 +140,7 @@ def _finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> bool:
     """Whether the folder already holds what the plan would make. Clears it for --overwrite; ArtifactError if it holds
     something else."""
     if overwrite:
-        for path in [*folder.glob("manifest.json"), *folder.glob("*.json"), *folder.glob("shard-*"), folder / REJECTS]:
+        for path in [folder / MANIFEST, *folder.glob("*.json"), *folder.glob("shard-*"), folder / REJECTS]:
             path.unlink(missing_ok=True)
         return False
     finished = has_manifest(folder)

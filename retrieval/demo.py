@@ -44,7 +44,7 @@ def demo(
     sample = workspace / f"sample-{scenes}"
     if not (sample / "captions.csv").is_file():
         watch.say("drawing the sample")
-        write_sample(sample, train=scenes, val=scenes // 16, test=scenes // 8)
+        write_sample(sample, train=scenes, val=min(250, scenes // 16), test=min(500, scenes // 8))
     encoder = load_encoder("builtin", device, resolve_precision(precision, device))
     watch.say("extracting features with the builtin CLIP")
     extracted = extract(

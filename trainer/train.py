@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from ..pipeline.artifacts import (
+    LOCK,
+    MANIFEST,
     atomic_file,
     difference,
     has_manifest,
@@ -205,8 +207,9 @@ def train(
 def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether the run is there already. Clears it for --overwrite; ArtifactError if it is another one."""
     if overwrite:
-        for path in [folder / "manifest.json", *folder.glob("*.*"), *folder.glob("checkpoints/*")]:
-            path.unlink(missing_ok=True)
+        for path in [folder / MANIFEST, folder / "config.json", *folder.glob("*.*"), *folder.glob("checkpoints/*")]:
+            if path.name != LOCK:
+                path.unlink(missing_ok=True)
     elif (folder / "config.json").is_file():
         changed = difference(read_json(folder / "config.json"), settings)
         if changed:
