@@ -68,7 +68,7 @@ def common(
 @app.command()
 def demo(
     workspace: Workspace = HERE / "demo",
-    epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 5,
+    epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 6,
     scenes: Annotated[
         int, typer.Option(min=8, help="Training scenes, besides 250 to validate and 500 to test.")
     ] = 4000,
@@ -82,7 +82,7 @@ def demo(
     from .pipeline.device import resolve_device
     from .retrieval.demo import Watch, demo
 
-    config = TrainConfig(epochs=epochs, seed=seed, precision=precision)
+    config = TrainConfig(epochs=epochs, seed=seed, precision=precision, lr=1e-3, easy_negatives=1.0)
     with Display(quiet) as display:
         watch = Watch(display.say, display.extracting, display.training)
         summary = demo(workspace, scenes, config, resolve_device(device), precision, watch)
