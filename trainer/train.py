@@ -207,7 +207,7 @@ def train(
 def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether the run is there already. Clears it for --overwrite; ArtifactError if it is another one."""
     if overwrite:
-        for path in [folder / MANIFEST, folder / "config.json", *folder.glob("*.*"), *folder.glob("checkpoints/*")]:
+        for path in [folder / MANIFEST, *folder.glob("*.*"), *folder.glob("checkpoints/*")]:
             if path.name != LOCK:
                 path.unlink(missing_ok=True)
     elif (folder / "config.json").is_file():
