@@ -13,7 +13,7 @@ from .qformer import ImageEncoding, QFormer
 LOSSES = ("loss_itc", "loss_itm", "loss_itg")
 LABEL_SMOOTHING = 0.1
 LENGTH_GROUPS = 3
-HARDNESS_FLOOR = 1e-4  # every negative keeps a little probability
+PROBABILITY_FLOOR = 1e-4  # of every negative, as in ALBEF
 
 
 def similarities(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -39,11 +39,13 @@ def hard_negatives(
 ) -> tuple[Tensor, Tensor]:
     """For each of `texts` (m,) an image, and for its image a text, that do not belong together: rows (m,), (m,).
 
-    Drawn with the probabilities that the contrast gives them: the more alike, the more often. `hardness` scales the
-    similarities first: 1 is BLIP-2's choice, 0 draws evenly. `similarity`, `positive` (B, M)."""
+    A share `hardness` of them is drawn with the probabilities that the contrast gives (BLIP-2's choice): the more alike,
+    the more often; the others evenly. `similarity`, `positive` (B, M)."""
 
     def weights(logits: Tensor, forbidden: Tensor) -> Tensor:  # of a diverged run too: its loss will tell
-        return ((logits * hardness).nan_to_num().softmax(1) + HARDNESS_FLOOR).masked_fill(forbidden, 0)
+        hard = (logits.nan_to_num().softmax(1) + PROBABILITY_FLOOR).masked_fill(forbidden, 0)
+        even = (~forbidden).to(hard.dtype)
+        return torch.lerp(even / even.sum(1, keepdim=True), hard / hard.sum(1, keepdim=True), hardness)
 
     own = image_rows[texts]
     negative_image = torch.multinomial(weights(similarity.T[texts], positive.T[texts]), 1).squeeze(1)

@@ -68,7 +68,7 @@ def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
 
 
 def hardness(step: int, total: int, config: TrainConfig) -> float:
-    """How hard the negatives for matching are: from 0 (drawn evenly) to 1 (as BLIP-2 draws them), by the step alone.
+    """The share of hard negatives for matching: from 0 (drawn evenly) to 1 (as BLIP-2 draws them), by the step alone.
 
     From hard negatives alone matching never leaves its prior on small data; see benchmarks/results.md."""
     return min(1.0, step / (config.easy_negatives * total)) if config.easy_negatives else 1.0
