@@ -68,7 +68,7 @@ def common(
 @app.command()
 def demo(
     workspace: Workspace = HERE / "demo",
-    epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 6,
+    epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 8,
     scenes: Annotated[
         int, typer.Option(min=8, help="Training scenes, besides 250 to validate and 500 to test.")
     ] = 4000,
@@ -82,7 +82,9 @@ def demo(
     from .pipeline.device import resolve_device
     from .retrieval.demo import Watch, demo
 
-    config = TrainConfig(epochs=epochs, seed=seed, precision=precision, lr=1e-3, easy_negatives=1.0)
+    config = TrainConfig(
+        epochs=epochs, seed=seed, precision=precision, batch_size=64, lr=1e-3, contrast_first=0.6, easy_negatives=1.0
+    )
     with Display(quiet) as display:
         watch = Watch(display.say, display.extracting, display.training)
         summary = demo(workspace, scenes, config, resolve_device(device), precision, watch)
@@ -167,8 +169,11 @@ def train(
     matched_captions: Annotated[
         int, typer.Option(min=0, help="Of these, how many matching and generation see; 0: all.")
     ] = DEFAULTS.matched_captions,
+    contrast_first: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of training with the contrast alone, before the others join.")
+    ] = DEFAULTS.contrast_first,
     easy_negatives: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of training in which negatives go from random to the hardest.")
+        float, typer.Option(min=0, max=1, help="Share of matching in which its negatives go from all random to all hard.")
     ] = DEFAULTS.easy_negatives,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
     warmup_steps: Annotated[
