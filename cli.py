@@ -173,7 +173,8 @@ def train(
         float, typer.Option(min=0, max=0.9, help="Share of training with the contrast alone, before the others join.")
     ] = DEFAULTS.contrast_first,
     easy_negatives: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of matching in which its negatives go from all random to all hard.")
+        float,
+        typer.Option(min=0, max=1, help="Share of matching in which its negatives go from all random to all hard."),
     ] = DEFAULTS.easy_negatives,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
     warmup_steps: Annotated[
@@ -344,20 +345,53 @@ def info(
     as_json: Json = False,
 ) -> None:
     """What a features folder, run or index is, and how it was made."""
-    from .pipeline.artifacts import has_manifest, read_manifest
+    from .pipeline.artifacts import read_manifest
 
-    if has_manifest(path) or path.is_file():
-        found = {str(path): read_manifest(path)}
-    else:
-        parts = [path / "features", *sorted((path / "runs").glob("*")), path / "index"]
-        found = {str(part): read_manifest(part) for part in parts if has_manifest(part)}
-        if not found:
-            raise QfError(f"{path} holds no features, run or index; begin with `qf extract SOURCE` or `qf demo`")
+    found = {str(part): read_manifest(part) for part in artifacts_at(path)}
     if as_json:
         print_json(found if len(found) > 1 else next(iter(found.values())))
         return
     for name, manifest in found.items():
         say_info(name, manifest)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A features folder, a run, an index, or a workspace.")] = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check the checksums and counts of artifacts; exit code 1 when anything is off."""
+    from .retrieval.verify import verify
+
+    checked = []
+    with Display(quiet) as display:
+        for part in artifacts_at(path):
+            display.say(f"verifying {part}")
+            checked.append(verify(part))
+    if as_json:
+        print_json(checked if len(checked) > 1 else checked[0])
+    else:
+        for result in checked:
+            say_verify(result)
+    wrong = [result for result in checked if result["problems"]]
+    if wrong:
+        count = sum(len(result["problems"]) for result in wrong)
+        raise QfError(f"{wrong[0]['problems'][0]} ({count} problems in all); {wrong[0]['cure']}")
+
+
+def artifacts_at(path: Path) -> list[Path]:
+    """The artifact at `path`, or those of the workspace there."""
+    from .pipeline.artifacts import has_manifest
+
+    if has_manifest(path) or path.is_file():
+        return [path]
+    parts = [
+        part for part in (path / "features", *sorted((path / "runs").glob("*")), path / "index") if has_manifest(part)
+    ]
+    if not parts:
+        raise QfError(f"{path} holds no finished features, run or index; begin with `qf extract SOURCE` or `qf demo`")
+    return parts
 
 
 def run_folder(workspace: Path, name: str | None) -> Path:
@@ -399,6 +433,13 @@ def say_extract(s: dict[str, Any]) -> None:
         f"features  {s['records']:,} images ({splits}), {s['captions']:,} captions, {s['rejected']:,} rejected; "
         f"{size(s['bytes'])} in {s['shards']} shards at {s['features']}  ({duration(s['seconds'])}, {rate})"
     )
+
+
+def say_verify(s: dict[str, Any]) -> None:
+    for problem in s["problems"]:
+        print(f"{s['kind']:<9} {problem}")
+    if not s["problems"]:
+        print(f"{s['kind']:<9} {s['path']}: sound; {s['files']:,} files, {size(s['bytes'])}")
 
 
 def say_train(s: dict[str, Any]) -> None:

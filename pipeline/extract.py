@@ -20,12 +20,12 @@ from .ahead import map_ahead
 from .artifacts import (
     MANIFEST,
     atomic_file,
+    described,
     difference,
     has_manifest,
     locked,
     read_json,
     read_manifest,
-    sha256_file,
     sha256_json,
     write_json,
     write_manifest,
@@ -115,13 +115,7 @@ def extract(
                     )
                     count = write_shard(path, columns, rows)
                     encoded += count
-                    note = {
-                        "file": path.name,
-                        "records": count,
-                        "bytes": path.stat().st_size,
-                        "sha256": sha256_file(path),
-                        "rejects": [vars(reject) for reject in rejects],
-                    }
+                    note = {**described(path), "records": count, "rejects": [vars(reject) for reject in rejects]}
                     write_json(path.with_suffix(".json"), note)
                 rejected += len(read_json(path.with_suffix(".json"))["rejects"])
                 if rejected > options.max_rejects * len(records):

@@ -30,7 +30,7 @@ ORDER = {
         "curves",
         "train",
     ],
-    "retrieval": ["runs", "index", "search", "build", "evaluate", "ask", "sheet", "demo"],
+    "retrieval": ["runs", "index", "search", "build", "evaluate", "ask", "sheet", "verify", "demo"],
 }
 
 

@@ -19,12 +19,12 @@ from ..pipeline.artifacts import (
     LOCK,
     MANIFEST,
     atomic_file,
+    described,
     difference,
     has_manifest,
     locked,
     read_json,
     read_manifest,
-    sha256_file,
     write_json,
     write_manifest,
 )
@@ -353,6 +353,9 @@ def _finish(
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     with atomic_file(folder / "loss.png") as file:
         draw_curves(lines, file)
+    files = [
+        described(folder / name) for name in ("model.safetensors", "tokenizer.json", "config.json", "metrics.jsonl")
+    ]
     write_manifest(
         folder,
         "run",
@@ -362,7 +365,8 @@ def _finish(
             "train": asdict(config),
             "encoder": features.encoder,
             "features": {"path": str(features.folder.resolve()), "identity": features.identity},
-            "sha256": sha256_file(folder / "model.safetensors"),
+            "sha256": files[0]["sha256"],
+            "files": files,
             "steps": total,
             "epochs": round(total / steps_per_epoch, 3),
             "pairs_per_second": round(pairs / seconds, 1),
