@@ -123,7 +123,9 @@ def extract(
     test_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Share to test on, where no split is named.")
     ] = 0.0,
-    codec: Annotated[str, typer.Option(help="float16 or float32: how features are stored.")] = "float16",
+    codec: Annotated[
+        str, typer.Option(help="How features are stored: float32, float16, int8 (half of float16) or int4.")
+    ] = "float16",
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
     shard_size: Annotated[int, typer.Option(min=1, help="Records in a shard.")] = 1024,
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode; 0: one a core.")] = 0,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .ahead import map_ahead
 from .artifacts import (
@@ -30,9 +31,10 @@ from .artifacts import (
     write_json,
     write_manifest,
 )
+from .codecs import CODECS, encode
 from .encoders import FrozenEncoder
 from .errors import ArtifactError, DatasetError, QfError
-from .features import CODECS, Row, schema, write_shard
+from .features import Row, schema, write_shard
 from .images import Preprocessing, UnreadableImage, load_image, thumbnail
 from .records import Dataset, Record
 
@@ -76,7 +78,7 @@ def extract(
 
     ArtifactError if the folder holds features of something else; QfError if too many records are rejected."""
     if options.codec not in CODECS:
-        raise QfError(f"--codec {options.codec}: use {' or '.join(CODECS)}")
+        raise QfError(f"--codec {options.codec}: use one of {', '.join(CODECS)}")
     records = dataset.records
     plan = {
         "encoder": encoder.identity,
@@ -109,7 +111,7 @@ def extract(
                         shard,
                         clock,
                         pool,
-                        options.batch_size,
+                        options,
                         rejects,
                         partial(advance, done),
                     )
@@ -263,7 +265,7 @@ def _encode(
     shard: Sequence[Record],
     clock: _Clock,
     pool: ThreadPoolExecutor,
-    batch_size: int,
+    options: ExtractOptions,
     rejects: list[Reject],
     progress: Callable[[int], None],
 ) -> Iterator[list[Row]]:
@@ -271,18 +273,20 @@ def _encode(
     preprocessing = clock.encoder.preprocessing
     batch: list[_Decoded] = []
     for seen, decoded in enumerate(
-        map_ahead(pool, lambda r: _decode(r, preprocessing), shard, 3 * batch_size), start=1
+        map_ahead(pool, lambda r: _decode(r, preprocessing), shard, 3 * options.batch_size), start=1
     ):
         if isinstance(decoded, Reject):
             rejects.append(decoded)
         else:
             batch.append(decoded)
-        if batch and (len(batch) == batch_size or seen == len(shard)):
+        if batch and (len(batch) == options.batch_size or seen == len(shard)):
             tokens, pooled = clock.encode(np.stack([d.pixels for d in batch]))
+            keys = [d.record.key for d in batch]
+            encoded = {n: a.numpy() for n, a in encode(options.codec, torch.from_numpy(tokens), keys).items()}
             yield [
                 Row(
                     d.record.key, d.record.split, d.record.image, d.record.captions,
-                    tokens[i], None if pooled is None else pooled[i], d.thumbnail, d.width, d.height,
+                    {n: a[i] for n, a in encoded.items()}, None if pooled is None else pooled[i], d.thumbnail, d.width, d.height,
                 )
                 for i, d in enumerate(batch)
             ]  # fmt: skip

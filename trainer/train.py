@@ -28,6 +28,7 @@ from ..pipeline.artifacts import (
     write_json,
     write_manifest,
 )
+from ..pipeline.codecs import decode
 from ..pipeline.device import autocast, resolve_precision
 from ..pipeline.encoders import encoder_folder
 from ..pipeline.errors import ArtifactError, EncoderError, TrainingError
@@ -273,7 +274,7 @@ def _train(
             with autocast(device, dtype):
                 losses = stage1_losses(
                     model,
-                    drop_tokens(batch.image_embeds, config.token_dropout).float(),
+                    drop_tokens(decode(batch.encoded), config.token_dropout),
                     batch.input_ids,
                     batch.attention_mask,
                     image_rows=batch.image_rows,

@@ -19,6 +19,8 @@ from qf.trainer.config import TrainConfig
 from qf.trainer.train import drop_tokens, hardness, learning_rate, losses_at, train
 from safetensors.torch import load_file
 
+from conftest import run_extract  # isort: skip
+
 CPU = torch.device("cpu")
 SMALL = TrainConfig(
     epochs=12,
@@ -95,8 +97,10 @@ def test_a_finished_run_is_kept_and_another_is_refused(features, tmp_path):
     train(features, tmp_path / "run", replace(config, lr=1e-3), CPU, overwrite=True)
 
 
-def test_a_killed_run_goes_on_to_the_bit(features, tmp_path):
+@pytest.mark.parametrize("codec", ["float16", "int8"])
+def test_a_killed_run_goes_on_to_the_bit(pictures, clip_folder, tmp_path, codec):
     """SIGKILL at random moments, again and again: the same weights and the same log as a run left in peace."""
+    features = run_extract(pictures, clip_folder, tmp_path / "features", codec=codec)
     train(features, tmp_path / "calm", SMALL, CPU)
     code = (
         "import sys, json, torch; from pathlib import Path; torch.set_num_threads(1)\n"
