@@ -16,7 +16,27 @@ ALLOWED = {
 }
 # the order of the files in the README is the order of import
 ORDER = {
-    "pipeline": ["errors", "artifacts", "ahead", "device", "records", "images", "encoders", "features", "extract"],
+    "pipeline": [
+        "errors",
+        "artifacts",
+        "ahead",
+        "device",
+        "images",
+        "sources",
+        "records",
+        "catalogue",
+        "rows",
+        "columns",
+        "parquet",
+        "tables",
+        "annotations",
+        "folders",
+        "tars",
+        "datasets",
+        "encoders",
+        "features",
+        "extract",
+    ],
     "trainer": [
         "config",
         "tokens",
