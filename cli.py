@@ -140,7 +140,8 @@ def extract(
     quiet: Quiet = False,
 ) -> None:
     """Cache a frozen encoder's features of a caption dataset. The same command again resumes what is unfinished."""
-    from .pipeline.records import ReadOptions, read
+    from .pipeline.datasets import read
+    from .pipeline.records import ReadOptions
 
     options = ReadOptions(images, image_column, caption_column, split_column, key_column, val_fraction, test_fraction)
     dataset = read(Path(source), options)

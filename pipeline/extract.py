@@ -27,16 +27,18 @@ from .artifacts import (
     locked,
     read_json,
     read_manifest,
-    sha256_json,
     write_json,
     write_manifest,
 )
+from .catalogue import Catalogue
 from .codecs import CODECS, encode
+from .datasets import Dataset
 from .encoders import FrozenEncoder
 from .errors import ArtifactError, DatasetError, QfError
 from .features import Row, schema, write_shard
 from .images import Preprocessing, UnreadableImage, load_image, thumbnail
-from .records import Dataset, Record
+from .records import Record
+from .sources import load
 
 PLAN = "plan.json"
 REJECTS = "rejects.jsonl"
@@ -83,7 +85,7 @@ def extract(
     plan = {
         "encoder": encoder.identity,
         "codec": options.codec,
-        "source": {"path": source, "kind": dataset.kind, "records": len(records), "sha256": _records_sha256(records)},
+        "source": {"path": source, "kind": dataset.kind, "records": len(records), "sha256": records.sha256},
         "shard_size": options.shard_size,
     }
     plan = json.loads(json.dumps(plan))  # as it will be read back
@@ -95,7 +97,7 @@ def extract(
         write_json(folder / PLAN, plan)
         identity = encoder.identity
         columns = schema(identity["tokens"], identity["width"], identity["joint"], options.codec)
-        shards = [records[i : i + options.shard_size] for i in range(0, len(records), options.shard_size)]
+        shards = range(0, len(records), options.shard_size)  # their first records
         clock = _Clock(encoder)
 
         def advance(before: int, seen: int) -> None:
@@ -103,12 +105,13 @@ def extract(
 
         done = encoded = rejected = 0
         with ThreadPoolExecutor(options.workers or len(os.sched_getaffinity(0))) as pool:
-            for number, shard in enumerate(shards):
+            for number, first in enumerate(shards):
+                shard = range(first, min(first + options.shard_size, len(records)))
                 path = folder / f"shard-{number:05d}.arrow"
                 if not _noted(path):
                     rejects: list[Reject] = []
                     rows = _encode(
-                        shard,
+                        records[shard.start : shard.stop],
                         clock,
                         pool,
                         options,
@@ -126,10 +129,6 @@ def extract(
                 advance(done, 0)
         manifest = _finish(folder, plan, len(shards), records)
     return _summary(manifest, folder, encoded, time.perf_counter() - started, clock.seconds)
-
-
-def _records_sha256(records: Sequence[Record]) -> str:
-    return sha256_json([[r.key, r.image, r.captions, r.split] for r in records])
 
 
 def _finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> bool:
@@ -190,17 +189,21 @@ def _too_many_rejects(folder: Path, shards: int, allowed: float, records: int) -
     )
 
 
-def _finish(folder: Path, plan: dict[str, Any], shards: int, records: Sequence[Record]) -> dict[str, Any]:
+def _finish(folder: Path, plan: dict[str, Any], shards: int, records: Catalogue) -> dict[str, Any]:
     """Gather the shards' notes into rejects and manifest, and take them away."""
     notes = [read_json(folder / f"shard-{number:05d}.json") for number in range(shards)]
     rejects = _gather_rejects(folder, shards)
     rejected = {reject["key"] for reject in rejects}
-    kept = [record for record in records if record.key not in rejected]
+    splits, captions = dict(records.splits), dict(records.captions)
+    for record in records if rejected else ():
+        if record.key in rejected and not record.problem:  # those with a problem are not counted there
+            splits[record.split] -= 1
+            captions[record.split] -= len(record.captions)
     manifest = {
         **{key: plan[key] for key in ("encoder", "codec", "source", "shard_size")},
-        "records": len(kept),
-        "captions": sum(len(record.captions) for record in kept),
-        "splits": {split: sum(record.split == split for record in kept) for split in ("train", "val", "test")},
+        "records": sum(splits.values()),
+        "captions": sum(captions.values()),
+        "splits": splits,
         "rejected": len(rejects),
         "shards": [{k: v for k, v in note.items() if k != "rejects"} for note in notes if note["records"]],
     }
@@ -255,7 +258,7 @@ def _decode(record: Record, preprocessing: Preprocessing) -> _Decoded | Reject:
     if record.problem:
         return Reject(record.key, record.image, record.problem)
     try:
-        image = load_image(record.source)
+        image = load_image(load(record.source))
     except UnreadableImage as error:
         return Reject(record.key, record.image, str(error))
     return _Decoded(record, preprocessing(image), thumbnail(image), image.width, image.height)

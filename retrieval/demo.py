@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ..data.scenes import write_sample
+from ..pipeline.datasets import read
 from ..pipeline.device import resolve_precision
 from ..pipeline.encoders import load_encoder
 from ..pipeline.extract import ExtractOptions, Progress, extract
 from ..pipeline.features import Features
-from ..pipeline.records import read
 from ..trainer.config import TrainConfig
 from ..trainer.train import Report, train
 from .ask import Searcher

@@ -137,10 +137,10 @@ def bert_folder(tmp_path_factory) -> Path:
 
 def run_extract(csv_file: Path, encoder: Path | str, folder: Path, **options):
     """Features of a dataset through the library, on the CPU in float32."""
+    from qf.pipeline.datasets import read
     from qf.pipeline.encoders import load_encoder
     from qf.pipeline.extract import ExtractOptions, extract
     from qf.pipeline.features import Features
-    from qf.pipeline.records import read
 
     frozen = load_encoder(str(encoder), torch.device("cpu"), torch.float32)
     extract(read(csv_file), str(csv_file), frozen, folder, ExtractOptions(**options))

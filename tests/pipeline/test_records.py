@@ -4,8 +4,10 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qf.pipeline.datasets import read
 from qf.pipeline.errors import DatasetError
-from qf.pipeline.records import ReadOptions, Record, read
+from qf.pipeline.records import ReadOptions, Record
+from qf.pipeline.sources import ImageFile, load
 
 ROWS = {
     "image": ["a.jpg", "a.jpg", "b/c.png"],
@@ -34,8 +36,8 @@ def test_tables(tmp_path, suffix):
     dataset = read(write(tmp_path / f"photos{suffix}", ROWS))
     first, second = dataset.records
     captions = tuple(c.replace("\n", " ") if suffix == ".tsv" else c for c in ROWS["caption"])
-    assert first == Record("a.jpg", "a.jpg", tmp_path / "a.jpg", captions[:2], "train")
-    assert second == Record("b/c.png", "b/c.png", tmp_path / "b/c.png", captions[2:], "val")
+    assert first == Record("a.jpg", "a.jpg", ImageFile(str(tmp_path), "a.jpg"), captions[:2], "train")
+    assert second == Record("b/c.png", "b/c.png", ImageFile(str(tmp_path), "b/c.png"), captions[2:], "val")
     assert "image column 'image', caption column 'caption', split column 'split'" in dataset.found
 
 
@@ -53,16 +55,18 @@ def test_parquet_with_embedded_pictures(tmp_path):
     ]
     pl.DataFrame(rows).write_parquet(tmp_path / "d.parquet")
     first, second = read(tmp_path / "d.parquet").records
-    assert (first.key, first.source, second.source) == ("x.png", b"\x89PNG", b"y")
-    assert second.key.startswith("sha256:")
+    assert (first.key, load(first.source), load(second.source)) == ("x.png", b"\x89PNG", b"y")
+    assert second.key == "d.parquet:1"
 
 
 def test_pictures_in_a_folder_beside_the_table(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"x")
     write(tmp_path / "photos.csv", ROWS)
-    assert read(tmp_path / "photos.csv").records[0].source == tmp_path / "images" / "a.jpg"
-    assert read(tmp_path / "photos.csv", ReadOptions(images=tmp_path)).records[0].source == tmp_path / "a.jpg"
+    assert read(tmp_path / "photos.csv").records[0].source == ImageFile(str(tmp_path / "images"), "a.jpg")
+    assert read(tmp_path / "photos.csv", ReadOptions(images=tmp_path)).records[0].source == ImageFile(
+        str(tmp_path), "a.jpg"
+    )
 
 
 def test_imagefolder(tmp_path):
@@ -77,8 +81,8 @@ def test_imagefolder_with_a_folder_a_split(tmp_path):
         write(tmp_path / split / "metadata.csv", {"file_name": ["a.jpg"], "text": ["x"]})
     records = read(tmp_path).records
     assert [(r.key, r.split, r.source) for r in records] == [
-        ("train/a.jpg", "train", tmp_path / "train/a.jpg"),
-        ("validation/a.jpg", "val", tmp_path / "validation/a.jpg"),
+        ("train/a.jpg", "train", ImageFile(str(tmp_path / "train"), "a.jpg")),
+        ("validation/a.jpg", "val", ImageFile(str(tmp_path / "validation"), "a.jpg")),
     ]
 
 
@@ -136,7 +140,7 @@ def test_wrong_sources(tmp_path):
     with pytest.raises(DatasetError, match="none of the datasets"):
         read(tmp_path / "a.docx")
     (tmp_path / "broken.csv").write_bytes(b"image,caption\na.jpg,\xff\xfe\x00broken\n")
-    with pytest.raises(DatasetError, match="cannot be read as csv"):
+    with pytest.raises(DatasetError, match=r"broken.csv, line 2: byte 0xff is not UTF-8; convert the file"):
         read(tmp_path / "broken.csv")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DatasetError, match="cannot be read as parquet"):
@@ -145,9 +149,9 @@ def test_wrong_sources(tmp_path):
 
 def test_rows_that_cannot_be_used_are_kept_with_their_problem(tmp_path):
     rows = {
-        "image": ["", "a.jpg", "b.jpg", "b.jpg"],
-        "caption": ["x", " ", "y", "z"],
-        "split": ["train", "train", "train", "val"],
+        "image": ["", "a.jpg", "b.jpg", "b.jpg", "c.jpg"],
+        "caption": ["x", " ", "y", "z", "z"],
+        "split": ["train", "train", "train", "val", "val"],
     }
     problems = {r.key: r.problem for r in read(write(tmp_path / "d.csv", rows)).records}
     assert problems["row 1"] == "row 1 of d.csv names no image"

@@ -1,0 +1,178 @@
+"""The records of a dataset, ten million as well as ten: kept as Arrow in an unnamed temporary file, mapped into memory.
+
+While records stream in, what extraction needs to know of them all is counted: splits, captions, their checksum. Memory:
+a batch of records, and 8 bytes a record while keys are compared; the file (in TMPDIR, gone with the process) takes
+about what the texts take, and 100 bytes a record.
+"""
+
+import hashlib
+import json
+import mmap
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import overload
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from .errors import DatasetError
+from .records import Record
+from .sources import ImageFile, ParquetCell, Source, TarSlice
+
+BATCH = 4096  # records in a batch of the file, the last one excepted
+SPLIT_NAMES = ("train", "val", "test")
+COLUMNS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("split", pa.int8()),
+        ("problem", pa.string()),
+        ("place", pa.int32()),  # folder, tar or Parquet column; -1: nowhere
+        ("name", pa.string()),  # null: the same as image
+        ("start", pa.int64()),
+        ("extent", pa.int64()),
+    ]
+)
+Place = tuple[type, str, str]
+
+
+class Catalogue(Sequence[Record]):
+    """Records in their order, counted and checked: DatasetError if two have one key.
+
+    `sha256` is that of the JSON list of `[key, image, captions, split]`; `splits` and `captions` count, split by split,
+    the records without a problem and their captions."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._places: dict[Place, int] = {}
+        self._length = 0
+        self.splits = dict.fromkeys(SPLIT_NAMES, 0)
+        self.captions = dict.fromkeys(SPLIT_NAMES, 0)
+        self.first_problem = ""
+        digest = hashlib.sha256(b"[")
+        hashes: list[np.ndarray] = []  # of keys, a uint64 each
+        records = iter(records)
+        with tempfile.TemporaryFile() as file:
+            with pa.ipc.new_file(file, COLUMNS) as writer:
+                while rows := list(islice(records, BATCH)):
+                    try:
+                        batch = self._batch(rows)
+                    except UnicodeEncodeError:  # JSON can hold half a surrogate pair
+                        rows = [_encodable(row) for row in rows]
+                        batch = self._batch(rows)
+                    writer.write(batch)
+                    listed = json.dumps([[r.key, r.image, r.captions, r.split] for r in rows])
+                    digest.update((b", " if hashes else b"") + listed[1:-1].encode())
+                    hashes.append(pl.Series(batch["key"]).hash().to_numpy())
+                    self._count(rows)
+            self._places_by_number = list(self._places)
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        digest.update(b"]")
+        self.sha256 = digest.hexdigest()
+        self._reader = pa.ipc.open_file(pa.py_buffer(mapped))
+        self._check_unique(hashes)
+
+    def _batch(self, rows: list[Record]) -> pa.RecordBatch:
+        packed = [_pack(row) for row in rows]
+        columns = [
+            [row.key for row in rows],
+            [row.image for row in rows],
+            [row.captions for row in rows],
+            [SPLIT_NAMES.index(row.split) for row in rows],
+            [row.problem for row in rows],
+            [-1 if place is None else self._places.setdefault(place, len(self._places)) for place, _, _, _ in packed],
+            [name for _, name, _, _ in packed],
+            [start for _, _, start, _ in packed],
+            [extent for _, _, _, extent in packed],
+        ]
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, COLUMNS, strict=True)]
+        return pa.record_batch(arrays, schema=COLUMNS)
+
+    def _count(self, rows: list[Record]) -> None:
+        self._length += len(rows)
+        for row in rows:
+            if row.problem:
+                self.first_problem = self.first_problem or f"{row.image or row.key}: {row.problem}"
+            else:
+                self.splits[row.split] += 1
+                self.captions[row.split] += len(row.captions)
+
+    def _check_unique(self, hashes: list[np.ndarray]) -> None:
+        """Keys whose hashes meet are compared themselves."""
+        ordered = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
+        meeting = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if not len(meeting):
+            return
+        seen: Counter[str] = Counter()
+        for number, values in enumerate(hashes):
+            rows = np.flatnonzero(np.isin(values, meeting))
+            if len(rows):
+                seen.update(self._reader.get_batch(number)["key"].take(pa.array(rows)).to_pylist())
+            if seen and seen.most_common(1)[0][1] > 1:
+                key = seen.most_common(1)[0][0]
+                raise DatasetError(f"two images have the key {key!r}; keys must be unique (--key-column names others)")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._range(0, self._length)
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Record]: ...
+    def __getitem__(self, at: int | slice) -> Record | list[Record]:
+        """One record, or those of a slice as a list: take slices as long as you want to hold."""
+        if isinstance(at, slice):
+            start, stop, step = at.indices(self._length)
+            return list(self._range(start, stop)) if step == 1 else [self[i] for i in range(start, stop, step)]
+        if not -self._length <= at < self._length:
+            raise IndexError(at)
+        return next(self._range(at % self._length, at % self._length + 1))
+
+    def _range(self, start: int, stop: int) -> Iterator[Record]:
+        while start < stop:
+            number, first = divmod(start, BATCH)
+            batch = self._reader.get_batch(number).slice(first, min(BATCH - first, stop - start))
+            columns = [column.to_pylist() for column in batch.columns]
+            for key, image, captions, split, problem, place, name, offset, extent in zip(*columns, strict=True):
+                source = None
+                if place >= 0:
+                    source = _unpack(self._places_by_number[place], image if name is None else name, offset, extent)
+                yield Record(key, image, source, tuple(captions), SPLIT_NAMES[split], problem)
+            start += len(batch)
+
+
+def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
+    match record.source:
+        case ImageFile(folder, name):
+            return (ImageFile, folder, ""), None if name == record.image else name, 0, 0
+        case TarSlice(tar, offset, size):
+            return (TarSlice, tar, ""), None, offset, size
+        case ParquetCell(file, column, group, row):
+            return (ParquetCell, file, column), None, group, row
+        case None:
+            return None, None, 0, 0
+
+
+def _unpack(place: Place, name: str, start: int, extent: int) -> Source:
+    kind, path, column = place
+    if kind is ImageFile:
+        return ImageFile(path, name)
+    return TarSlice(path, start, extent) if kind is TarSlice else ParquetCell(path, column, start, extent)
+
+
+def _encodable(record: Record) -> Record:
+    """The record with what no UTF-8 can say replaced by question marks; an image so named cannot be found."""
+    key, image, problem, *captions = (
+        text.encode(errors="replace").decode() for text in (record.key, record.image, record.problem, *record.captions)
+    )
+    source = record.source
+    if image != record.image or (isinstance(source, ImageFile) and source.name != image):
+        source, problem = None, problem or "its name is no valid Unicode"
+    return Record(key, image, source, tuple(captions), record.split, problem)

@@ -1,0 +1,222 @@
+"""WebDataset tars, as img2dataset writes them: members that follow each other and share a name up to the first dot are a
+sample (`000000012.jpg`, `000000012.txt`, `000000012.json`).
+
+Only headers and texts are read here: an image is left at its place, so that reading can start anywhere. The few parts of
+the tar format that matter are read by hand (POSIX.1-2001 pax, "ustar" and GNU long names): ten million samples are thirty
+million members, and a tar that was cut short or damaged must tell where. Memory: one sample's names and texts."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import DatasetError
+from .folders import MAX_SIDECAR, json_captions, text_captions
+from .records import IMAGE_SUFFIXES, ReadOptions, Record, printable, split_of, splits_in_names
+from .sources import Source, TarSlice
+
+BLOCK = 512
+ZEROS = bytes(BLOCK)
+COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
+REGULAR = (b"0", b"\0", b"7")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member's name and type, and where its bytes are."""
+
+    name: str
+    kind: bytes
+    offset: int
+    size: int
+
+
+class DamagedTar(Exception):
+    """The tar ends or breaks off; the message says where."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    name: str
+    image: str = ""
+    source: Source | None = None
+    json: bytes | None = None
+    text: bytes | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def read_tars(paths: Sequence[Path], top: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
+    """What was found, and the records of the tars, keyed by their path below `top` and the sample's name: two tars may
+    hold a sample of the same name. Their names tell splits where they do (`splits_in_names`).
+
+    A damaged tar's samples are used up to the damage, which is a record with a problem. DatasetError if one is
+    compressed."""
+    names = [os.path.relpath(path, top).removesuffix(".tar") for path in paths]
+    for path in paths:
+        with open(path, "rb") as file:
+            start = file.read(8)
+        for magic, cure in COMPRESSED.items():
+            if start.startswith(magic):
+                raise DatasetError(
+                    f"{path} is compressed; qf reads images at their place in a tar: run {cure} on it first"
+                )
+    splits = splits_in_names(names)
+    found = f"WebDataset: {len(paths):,} tar{'s' * (len(paths) > 1)}"
+    if splits[0] is not None:
+        found += ", splits in their names"
+
+    def records() -> Iterator[Record]:
+        for path, name, split in zip(paths, names, splits, strict=True):
+            yield from _tar_records(path, printable(name), split, options)
+
+    return found, records()
+
+
+def _tar_records(path: Path, prefix: str, split: str | None, options: ReadOptions) -> Iterator[Record]:
+    with open(path, "rb", buffering=0) as file:
+        sample: _Sample | None = None
+        members = tar_members(file.fileno())
+        damage = ""
+        while True:
+            try:
+                member = next(members, None)
+            except DamagedTar as error:
+                member, damage = None, str(error)
+            if member is None:
+                break
+            folder, slash, base = member.name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            if not stem or member.kind == b"5":  # a folder, or a file that hides
+                continue
+            if sample is not None and sample.name != folder + slash + stem:
+                yield _record(sample, prefix, split, options)
+                sample = None
+            sample = sample or _Sample(folder + slash + stem)
+            _add(sample, member, suffix.lower(), path, file.fileno())
+        if sample is not None:
+            yield _record(sample, prefix, split, options)
+    if damage:
+        key = f"{prefix}#end"
+        yield Record(key, path.name, None, (), split_of(key, split, options), f"{path.name}: {damage}")
+
+
+def _add(sample: _Sample, member: Member, suffix: str, path: Path, fd: int) -> None:
+    """Take what the member is for: an image, the first one; a caption."""
+    last = suffix.rpartition(".")[2]
+    if last not in IMAGE_SUFFIXES and suffix not in ("json", "txt"):
+        return
+    name = printable(member.name)
+    if member.kind not in REGULAR:
+        sample.problems.append(f"{name} is a link or device; only regular files are read")
+    elif last in IMAGE_SUFFIXES:
+        if sample.source is None:
+            sample.image, sample.source = name, TarSlice(str(path), member.offset, member.size)
+    elif member.size > MAX_SIDECAR:
+        sample.problems.append(f"{name} has more than {MAX_SIDECAR} bytes")
+    elif suffix == "json":
+        sample.json = os.pread(fd, member.size, member.offset)
+    else:
+        sample.text = os.pread(fd, member.size, member.offset)
+
+
+def _record(sample: _Sample, prefix: str, split: str | None, options: ReadOptions) -> Record:
+    key = f"{prefix}/{printable(sample.name)}"
+    captions: list[str] = []
+    problems = sample.problems
+    try:  # the JSON first: a text in it may hold newlines
+        captions = json_captions(sample.json) if sample.json is not None else []
+        captions = captions or (text_captions(sample.text) if sample.text is not None else [])
+    except (ValueError, RecursionError) as error:
+        problems = [*problems, f"its caption cannot be read: {error}"]
+    if sample.source is None:
+        problems = [*problems, "no image in the sample"]
+    elif not captions:
+        problems = [*problems, "no caption"]
+    image = sample.image or printable(sample.name)
+    return Record(
+        key,
+        image,
+        None if problems else sample.source,
+        tuple(captions),
+        split_of(key, split, options),
+        "".join(problems[:1]),
+    )
+
+
+# ---- the format ------------------------------------------------------------------------------------------------------
+
+
+def tar_members(fd: int) -> Iterator[Member]:
+    """The complete members of an uncompressed tar, or of several joined, in order. DamagedTar where it breaks off."""
+    end = os.fstat(fd).st_size
+    at, long_name, attributes = 0, b"", dict[bytes, bytes]()
+    closed = False  # by a block of zeros
+    while True:
+        header = os.pread(fd, BLOCK, at)
+        if len(header) < BLOCK:
+            if closed:
+                return
+            raise DamagedTar(f"cut short after {end:,} bytes" if end else "empty file")
+        if closed := header == ZEROS:
+            at += BLOCK
+            continue
+        size = _number(header[124:136], at)
+        kind = header[156:157]
+        if _number(header[148:156], at) != sum(header) - sum(header[148:156]) + 256:
+            raise DamagedTar(f"damaged, or no tar, at byte {at:,}: the header's checksum is wrong")
+        data = at + BLOCK
+        if kind in (b"x", b"g", b"L", b"K"):
+            if size > MAX_SIDECAR:
+                raise DamagedTar(f"damaged at byte {at:,}: a name of {size:,} bytes")
+            value = os.pread(fd, size, data)
+            if len(value) < size:
+                raise DamagedTar(f"cut short inside a header, after {end:,} bytes")
+            if kind == b"L":
+                long_name = value.split(b"\0")[0]
+            elif kind == b"x":
+                attributes = _attributes(value, at)
+        else:
+            name = header[:100].split(b"\0")[0]
+            if header[257:263] == b"ustar\0" and (start := header[345:500].split(b"\0")[0]):
+                name = start + b"/" + name
+            name = attributes.get(b"path") or long_name or name
+            size = _decimal(attributes[b"size"], at) if b"size" in attributes else size
+            if kind not in REGULAR and kind in b"123456":  # links and devices have no data, whatever they claim
+                size = 0
+            if data + size > end:
+                raise DamagedTar(f"cut short inside {printable(os.fsdecode(name))}, after {end:,} bytes")
+            if any(attribute.startswith(b"GNU.sparse") for attribute in attributes):
+                kind = b"S"
+            yield Member(os.fsdecode(name), kind, data, size)
+            long_name, attributes = b"", {}
+        at = data + -(-size // BLOCK) * BLOCK
+
+
+def _number(field: bytes, at: int) -> int:
+    """Octal digits, or GNU's base 256 for what they cannot hold."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:])
+    digits = field.split(b"\0")[0].strip() or b"0"
+    if digits.strip(b"01234567"):
+        raise DamagedTar(f"damaged, or no tar, at byte {at:,}: no number where one belongs")
+    return int(digits, 8)
+
+
+def _decimal(text: bytes, at: int) -> int:
+    if not text.isdigit() or len(text) > 18:
+        raise DamagedTar(f"damaged at byte {at:,}: no number where one belongs")
+    return int(text)
+
+
+def _attributes(value: bytes, at: int) -> dict[bytes, bytes]:
+    """`LENGTH KEY=VALUE\\n` again and again; LENGTH counts all of it."""
+    found = {}
+    while value.strip(b"\0"):
+        length, space, _ = value.partition(b" ")
+        size = _decimal(length, at)
+        key, equals, text = value[len(length) + 1 : size - 1].partition(b"=")
+        if not space or not equals or not len(length) + 1 < size <= len(value):
+            raise DamagedTar(f"damaged at byte {at:,}: no attributes where they belong")
+        found[key] = text
+        value = value[size:]
+    return found
