@@ -16,7 +16,18 @@ ALLOWED = {
 }
 # the order of the files in the README is the order of import
 ORDER = {
-    "pipeline": ["errors", "artifacts", "ahead", "device", "records", "images", "encoders", "features", "extract"],
+    "pipeline": [
+        "errors",
+        "artifacts",
+        "ahead",
+        "device",
+        "records",
+        "images",
+        "encoders",
+        "text_tower",
+        "features",
+        "extract",
+    ],
     "trainer": [
         "config",
         "tokens",

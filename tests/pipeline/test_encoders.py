@@ -8,8 +8,9 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from qf.pipeline.artifacts import sha256_file
-from qf.pipeline.encoders import TextTower, load_encoder
+from qf.pipeline.encoders import load_encoder
 from qf.pipeline.errors import EncoderError
+from qf.pipeline.text_tower import TextTower
 
 from conftest import draw  # isort: skip
 
@@ -88,7 +89,7 @@ def test_what_is_no_encoder_says_so(clip_folder, tmp_path):
     with pytest.raises(EncoderError, match="cannot be fetched from Hugging Face.*--encoder builtin"):
         load_encoder("nobody/nothing", CPU, torch.float32)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(EncoderError, match="of type 'gpt2'; qf takes CLIP models and ONNX"):
+    with pytest.raises(EncoderError, match="of type 'gpt2'; qf takes ONNX exports and the transformers models clip, "):
         load_encoder(str(tmp_path), CPU, torch.float32)
     with pytest.raises(EncoderError, match="--layer 9: .* has 3 layers; use -4 to 3"):
         load_encoder(str(clip_folder), CPU, torch.float32, 9)
