@@ -121,7 +121,8 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EncoderError(f"{path.parent} is no encoder: {path.name} cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise EncoderError(f"{path.parent} is no encoder: {path.name} cannot be read ({reason})") from error
     if not isinstance(value, dict):
         raise EncoderError(f"{path.parent} is no encoder: {path.name} is not a JSON object")
     return value
@@ -301,6 +302,7 @@ def load_tower(model_class: str, folder: Path) -> tuple[Any, set[str]]:
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
             # transformers itself strips this prefix for the other models
             key_mapping={r"^vision_model\.": ""} if model_class == BLIP_2.model else None,
         )
@@ -308,6 +310,11 @@ def load_tower(model_class: str, folder: Path) -> tuple[Any, set[str]]:
         raise EncoderError(f"encoder {folder} cannot be loaded: {first_line(error)}") from error
     finally:
         logging.set_verbosity(level)
+    if info["mismatched_keys"]:
+        raise EncoderError(
+            f"encoder {folder} cannot be loaded: {len(info['mismatched_keys'])} weights are not of the sizes in config.json, "
+            f"such as {min(info['mismatched_keys'])[0]}"
+        )
     return model.eval(), set(info["missing_keys"])
 
 

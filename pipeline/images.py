@@ -168,8 +168,10 @@ class Preprocessing:
             crop = {"height": crop, "width": crop}
         edge = size.get("shortest_edge") if isinstance(size, dict) and "longest_edge" not in size else None
         out = crop if config.get("do_center_crop", False) else size
-        resized = [edge] if edge else [size.get("height"), size.get("width")] if isinstance(size, dict) else [None]
-        final = [out.get("height"), out.get("width")] if isinstance(out, dict) else [None]
+        resized: list[Any] = (
+            [edge] if edge else [size.get("height"), size.get("width")] if isinstance(size, dict) else [None]
+        )
+        final: list[Any] = [out.get("height"), out.get("width")] if isinstance(out, dict) else [None]
         if not all(isinstance(length, int) and 0 < length <= MAX_SIDE for length in resized + final):
             raise _refused(f"no fixed picture size in size {size} and crop_size {crop}")
         resample, factor = config["resample"], config.get("rescale_factor", 1 / 255)

@@ -270,7 +270,7 @@ BROKEN = {  # files of a CLIP folder replaced (None: taken away), and what the e
     "no weights": ({"model.safetensors": None}, r"holds no model\.safetensors"),
     "weights broken": ({"model.safetensors": b"no weights"}, "cannot be loaded"),
     "weights of another": ({"config.json": json.dumps({"model_type": "dinov2", **VISION})}, "lacks .* weights of Dinov2Model, such as"),
-    "weights of another size": ({"config.json": json.dumps(WIDE)}, "cannot be loaded"),
+    "weights of another size": ({"config.json": json.dumps(WIDE)}, r"weights are not of the sizes in config\.json, such as vis"),
 }  # fmt: skip
 
 
