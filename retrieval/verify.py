@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..pipeline.artifacts import read_manifest, sha256_file
+from ..pipeline.codecs import decode
 from ..pipeline.errors import ArtifactError
 from ..pipeline.extract import REJECTS
 from ..pipeline.features import Features
@@ -80,7 +81,7 @@ def _features(folder: Path, manifest: dict[str, Any]) -> list[str]:
     problems += [f"key {key!r} is there more than once" for key in repeated]
     for start in range(0, len(features), ROWS):
         rows = np.arange(start, min(start + ROWS, len(features)))
-        finite = np.isfinite(features.tokens(rows)).all((1, 2))
+        finite = decode(features.encoded(rows)).isfinite().flatten(1).all(1).numpy()
         problems += [f"the tokens of {features.keys[row]!r} are not all finite" for row in rows[~finite]]
     return problems
 

@@ -34,6 +34,7 @@ ORDER = {
         "tars",
         "datasets",
         "encoders",
+        "text_tower",
         "codecs",
         "features",
         "extract",

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from qf.pipeline.codecs import decode
-from qf.pipeline.encoders import TextTower
 from qf.pipeline.errors import QfError
 from qf.pipeline.features import Features
+from qf.pipeline.text_tower import TextTower
 from qf.retrieval.evaluate import evaluate_retrieval
 from qf.retrieval.runs import open_run
 
