@@ -105,10 +105,13 @@ def extract(
         str, typer.Argument(help="CSV, TSV, JSON lines, Parquet, Flickr8k tokens, or a folder of images.")
     ],
     encoder: Annotated[
-        str, typer.Option(help="builtin, a Hugging Face id or folder of a CLIP model, or a folder with model.onnx.")
+        str,
+        typer.Option(
+            help="builtin, a Hugging Face id or folder (CLIP, SigLIP, DINO, BLIP-2), or a folder with model.onnx."
+        ),
     ] = "openai/clip-vit-base-patch32",
     layer: Annotated[
-        int | None, typer.Option(help="Layer whose output is cached; -2 for CLIP, the last for ONNX.")
+        int | None, typer.Option(help="Layer whose output is cached; -2 unless given, the last for BLIP-2 and ONNX.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the image, if its name is unusual.")] = None,

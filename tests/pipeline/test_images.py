@@ -85,6 +85,16 @@ def test_equals_the_processor_of_transformers(name, shape):
     assert np.abs(got - expected).max() < (1e-5 if max(shape) <= 8 * min(shape) else 1.01 * level)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(CONFIGS)), st.integers(1, 150), st.floats(1 / 8, 8))
+def test_equals_the_processor_at_every_size(name, width, ratio):
+    image = noise(width, max(1, int(width * ratio)))
+    if max(image.size) <= 8 * min(image.size):
+        processor, ours = processor_of(name)
+        expected = processor(image, return_tensors="np")["pixel_values"][0]
+        assert np.abs(normalised(ours, image) - expected).max() < 1e-5
+
+
 def stored_pictures():
     """The bytes of a file in each mode, and what a processor of transformers is given for it: as stored, but upright."""
     exif = Image.Exif()
