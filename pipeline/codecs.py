@@ -23,6 +23,7 @@ Four bits use the levels of NF4 (QLoRA, Dettmers et al. 2023, arXiv:2305.14314),
 a scale for every 64 channels of a token. The mean of each channel over the tokens is taken out first where that errs less: it
 does in a transformer, whose channels keep far from zero, and not in a network of rectified, mostly empty channels."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from statistics import NormalDist
@@ -37,10 +38,10 @@ Encoded = dict[str, Tensor]  # column -> (B, *shape of a record), the type on di
 Columns = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # column -> type, shape of a record
 
 GROUP = 64  # channels of a token that share a scale, in int4
+PIECE = 2**20  # values quantised at once: the work beside the result stays small and near the cache, whatever the batch
 MOST = 127  # the largest level of both integer codecs
-TINY = (
-    2.0**-24
-)  # the smallest float16 above 0: added to scales, so that none is 0 and none rounds below its value's need
+# the smallest float16 above 0, added to every scale: none is 0, and no tiny one is rounded to less than it was
+TINY = 2.0**-24
 
 # the largest magnitude that a codec holds; a scale of float16 reaches 2**15 with room for rounding
 LIMITS = {
@@ -76,13 +77,17 @@ def encode(codec: str, image_embeds: Tensor, keys: Sequence[str]) -> Encoded:
     _check(codec, image_embeds, keys)
     if codec in ("float16", "float32"):
         return {"tokens": image_embeds.to(getattr(torch, codec))}
-    if codec == "int8":
-        return _int8(image_embeds)
-    most = LIMITS["float16"]
-    means = image_embeds.mean(1).clamp(-most, most).half()  # (B, W)
-    plain, centred = _int4(image_embeds, torch.zeros_like(means)), _int4(image_embeds, means)
-    better = _relative_error(image_embeds, centred) < _relative_error(image_embeds, plain)  # (B,)
-    return {name: torch.where(better.view(-1, *[1] * (a.ndim - 1)), centred[name], a) for name, a in plain.items()}
+    quantise = _int8 if codec == "int8" else _int4
+    batch, tokens, width = image_embeds.shape
+    out = {
+        name: torch.empty(batch, *shape, dtype=dtype, device=image_embeds.device)
+        for name, (dtype, shape) in columns(codec, tokens, width).items()
+    }
+    size = max(1, PIECE // (tokens * width))
+    for start in range(0, batch, size):
+        for name, column in quantise(image_embeds[start : start + size]).items():
+            out[name][start : start + size] = column
+    return out
 
 
 def decode(encoded: Encoded) -> Tensor:
@@ -93,27 +98,30 @@ def decode(encoded: Encoded) -> Tensor:
     channel_scale = encoded["channel_scale"].float().unsqueeze(-2)  # (B, 1, W)
     token_scale = encoded["token_scale"].float()
     if tokens.dtype == torch.int8:
-        return tokens * token_scale.unsqueeze(-1) * channel_scale
+        return (tokens * token_scale.unsqueeze(-1)).mul_(channel_scale)
     width = channel_scale.shape[-1]
     values = F.embedding(tokens.int(), _pairs(tokens.device)).flatten(-2)[..., :width]  # (B, T, W/2, 2) -> (B, T, W)
-    values = values * token_scale.repeat_interleave(GROUP, -1)[..., :width] * channel_scale
-    return values + encoded["channel_offset"].float().unsqueeze(-2)
+    values.mul_(token_scale.repeat_interleave(GROUP, -1)[..., :width]).mul_(channel_scale)
+    return values.add_(encoded["channel_offset"].float().unsqueeze(-2))
 
 
 def _check(codec: str, image_embeds: Tensor, keys: Sequence[str]) -> None:
-    largest = image_embeds.abs().amax((1, 2))  # a NaN stays one
-    for position in (~(largest <= LIMITS[codec])).nonzero().flatten().tolist():
-        value, key = largest[position].item(), keys[position]
-        if value > LIMITS[codec] and value != float("inf"):
-            wider = "int8 or float32" if codec == "float16" else "float32"
-            raise EncoderError(
-                f"{key} has a feature of {value:.4g}, beyond {LIMITS[codec]:.4g}, the most that --codec {codec} holds; "
-                f"use --codec {wider}"
-            )
+    largest = torch.maximum(image_embeds.amax((1, 2)), -image_embeds.amin((1, 2)))  # (B,); a NaN stays one
+    wrong = (~(largest <= LIMITS[codec])).nonzero().flatten().tolist()
+    if not wrong:
+        return
+    value, key = largest[wrong[0]].item(), keys[wrong[0]]
+    if not math.isfinite(value):
         raise EncoderError(f"the encoder gave features that are not finite for {key}; try --precision float32")
+    wider = "int8 or float32" if codec == "float16" else "float32"
+    raise EncoderError(
+        f"{key} has a feature of {value:.4g}, beyond {LIMITS[codec]:.4g}, the most that --codec {codec} holds; "
+        f"use --codec {wider}"
+    )
 
 
 def _scale(value: Tensor) -> Tensor:
+    """A scale as it will be read; tokens are made with it, so that its rounding costs no accuracy."""
     return (value + TINY).half()
 
 
@@ -131,7 +139,15 @@ def _int8(values: Tensor) -> Encoded:
     return {"tokens": tokens, "token_scale": token_scale, "channel_scale": channel_scale}
 
 
-def _int4(values: Tensor, channel_offset: Tensor) -> Encoded:
+def _int4(values: Tensor) -> Encoded:
+    most = LIMITS["float16"]
+    means = values.mean(1).clamp(-most, most).half()  # (B, W)
+    plain, centred = _int4_around(torch.zeros_like(means), values), _int4_around(means, values)
+    better = _relative_error(values, centred) < _relative_error(values, plain)  # (B,)
+    return {name: torch.where(better.view(-1, *[1] * (a.ndim - 1)), centred[name], a) for name, a in plain.items()}
+
+
+def _int4_around(channel_offset: Tensor, values: Tensor) -> Encoded:
     balanced, channel_scale = _balance(values - channel_offset.float().unsqueeze(1))
     width = balanced.shape[2]
     groups = F.pad(balanced, (0, -width % GROUP)).unflatten(2, (-1, GROUP))  # (B, T, G, 64)

@@ -97,10 +97,8 @@ def test_a_finished_run_is_kept_and_another_is_refused(features, tmp_path):
     train(features, tmp_path / "run", replace(config, lr=1e-3), CPU, overwrite=True)
 
 
-@pytest.mark.parametrize("codec", ["float16", "int8"])
-def test_a_killed_run_goes_on_to_the_bit(pictures, clip_folder, tmp_path, codec):
+def test_a_killed_run_goes_on_to_the_bit(features, tmp_path):
     """SIGKILL at random moments, again and again: the same weights and the same log as a run left in peace."""
-    features = run_extract(pictures, clip_folder, tmp_path / "features", codec=codec)
     train(features, tmp_path / "calm", SMALL, CPU)
     code = (
         "import sys, json, torch; from pathlib import Path; torch.set_num_threads(1)\n"
@@ -132,6 +130,25 @@ def test_a_killed_run_goes_on_to_the_bit(pictures, clip_folder, tmp_path, codec)
 
     assert [line["step"] for line in log("calm")] == [line["step"] for line in log("killed")]
     assert [x for x in log("calm") if "split" in x] == [x for x in log("killed") if "split" in x]
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_features_of_fewer_bits_train_and_go_on_to_the_bit(pictures, clip_folder, tmp_path, codec):
+    features = run_extract(pictures, clip_folder, tmp_path / "features", codec=codec)
+    config = replace(SMALL, epochs=2)
+    calm = train(features, tmp_path / "calm", config, CPU)
+    assert math.isfinite(calm["loss"])
+
+    def interrupt(line, total):
+        if line["step"] >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(features, tmp_path / "broken", config, CPU, report=interrupt)
+    assert len(list((tmp_path / "broken" / "checkpoints").glob("step-*"))) == 1
+    train(features, tmp_path / "broken", config, CPU)
+    whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("calm", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
 @pytest.mark.parametrize(
