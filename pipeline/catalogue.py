@@ -64,7 +64,7 @@ class Catalogue(Sequence[Record]):
                         rows = [_encodable(row) for row in rows]
                         batch = self._batch(rows)
                     writer.write(batch)
-                    listed = json.dumps([[r.key, r.image, r.captions, r.split] for r in rows])
+                    listed = json.dumps([(r.key, r.image, r.captions, r.split) for r in rows])
                     digest.update((b", " if hashes else b"") + listed[1:-1].encode())
                     hashes.append(pl.Series(batch["key"]).hash().to_numpy())
                     self._count(rows)
@@ -149,15 +149,14 @@ class Catalogue(Sequence[Record]):
 
 
 def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
-    match record.source:
-        case ImageFile(folder, name):
-            return (ImageFile, folder, ""), None if name == record.image else name, 0, 0
-        case TarSlice(tar, offset, size):
-            return (TarSlice, tar, ""), None, offset, size
-        case ParquetCell(file, column, group, row):
-            return (ParquetCell, file, column), None, group, row
-        case None:
-            return None, None, 0, 0
+    source = record.source
+    if isinstance(source, ImageFile):
+        return (ImageFile, source.folder, ""), None if source.name == record.image else source.name, 0, 0
+    if isinstance(source, TarSlice):
+        return (TarSlice, source.tar, ""), None, source.offset, source.size
+    if isinstance(source, ParquetCell):
+        return (ParquetCell, source.file, source.column), None, source.group, source.row
+    return None, None, 0, 0
 
 
 def _unpack(place: Place, name: str, start: int, extent: int) -> Source:

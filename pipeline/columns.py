@@ -22,7 +22,7 @@ IMAGE_COLUMNS = (
 SPLIT_COLUMNS = ("split", "subset")
 KEY_COLUMNS = ("key",)
 FRAME: dict[str, pl.DataType] = {
-    "image": pl.String(),  # the image's name
+    "image": pl.String(),  # the image's name; null: none
     "captions": pl.List(pl.String()),
     "split": pl.String(),
     "key": pl.String(),
@@ -103,8 +103,8 @@ def _list(names: Sequence[str]) -> str:
 
 
 def image_name(value: Any) -> str | None:
-    """Of a path, or of a Hugging Face struct that has one."""
-    return _text(value.get("path") if isinstance(value, dict) else value)
+    """Of a path, or of a Hugging Face struct that has one; None if it is blank."""
+    return (_text(value.get("path") if isinstance(value, dict) else value) or "").strip() or None
 
 
 def _text(value: Any) -> str | None:
@@ -119,8 +119,7 @@ def grouped_records(frame: pl.DataFrame, paths: Sequence[Path], leaf: str, optio
     """FRAME's rows as records, one an image, in the order of their first rows.
 
     `paths` are the table's files, `leaf` their column of pictures. Rows that name no image are records with a problem."""
-    image = pl.col("image").str.strip_chars()
-    frame = frame.with_columns(image=pl.when(image != "").then(image)).with_row_index("row", offset=1)
+    frame = frame.with_row_index("row", offset=1)
     if urls := frame.filter(pl.col("image").str.contains("^https?://") & pl.col("file").is_null()).height:
         raise DatasetError(
             f"{paths[0]} holds {urls:,} image URLs, which qf does not download; fetch them with img2dataset first"

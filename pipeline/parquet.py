@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .columns import FRAME, Columns, grouped_records
+from .columns import FRAME, Columns, grouped_records, image_name
 from .errors import DatasetError
 from .records import ReadOptions, Record, splits_in_names
 

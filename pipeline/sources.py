@@ -79,7 +79,7 @@ def load(source: Source | None) -> Path | bytes:
 def _inside(folder: str, name: str) -> Path:
     """The file after all links, checked at the moment of use: what a dataset links to may change."""
     path = os.path.realpath(os.path.join(folder, name))
-    if not path.startswith(_root(folder)):
+    if not os.path.join(path, "").startswith(_root(folder)):
         raise UnreadableImage(f"it lies outside {folder}, in {os.path.dirname(path)}; give --images DIR that holds it")
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise UnreadableImage("no regular file")
@@ -137,11 +137,11 @@ class _Cells:
         key = (cell.file, cell.column, cell.group)
         with self._lock:
             group = self._groups.pop(key, None)
-            if group is None or group.has_left(cell.row):
-                group = _Group(*key)
             try:
+                if group is None or group.has_left(cell.row):
+                    group = _Group(*key)
                 value = group.cell(cell.row)
-            except StopIteration:
+            except (StopIteration, IndexError):  # no such row; no such group or column
                 raise UnreadableImage(f"{os.path.basename(cell.file)} has changed since it was listed") from None
             self._groups[key] = group  # not after an error: the next read starts anew
             while len(self._groups) > OPEN_GROUPS:

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import polars as pl
@@ -168,3 +169,80 @@ def test_every_caption_of_a_csv_arrives_once(tmp_path_factory, rows):
     records = read(path).records
     assert sorted((r.key, c) for r in records for c in r.captions) == sorted(rows)
     assert len({r.key for r in records}) == len(records)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("bom.csv", b"\xef\xbb\xbfimage,caption\na.jpg,one\nb.jpg,two\n"),
+        ("windows.csv", b"image,caption\r\na.jpg,one\r\nb.jpg,two\r\n"),
+        ("old-mac.csv", b"image,caption\ra.jpg,one\rb.jpg,two"),
+        ("excel.csv", b"image;caption\na.jpg;one\nb.jpg;two\n"),
+        ("flickr30k.csv", b"image_name| comment_number| comment\na.jpg| 0| one\na.jpg| 4   no bar\nb.jpg| 0| two\n"),
+        ("captions.txt", b"image,caption\na.jpg,one\nb.jpg,two\n"),
+        ("spaces.csv", b" Image , CAPTION \n a.jpg , one \n\n b.jpg ,two,,\n"),
+        ("wrong-name.csv", b"PAR1"),
+        ("rows.json", b'{"image": "a.jpg", "caption": "one"}\n{"image": "b.jpg", "caption": "two"}\n'),
+        ("bom.jsonl", b'\xef\xbb\xbf{"image": "a.jpg", "caption": "one"}\n\n{"image": "b.jpg", "caption": "two"}'),
+        ("quotes.tsv", b'image\tcaption\na.jpg\tone\nb.jpg\ttwo\n'),
+    ],
+)  # fmt: skip
+def test_tables_as_they_come(tmp_path, name, data):
+    if data == b"PAR1":
+        pl.DataFrame({"image": ["a.jpg", "b.jpg"], "caption": ["one", "two"]}).write_parquet(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(data)
+    assert [(r.key, r.captions) for r in read(tmp_path / name).records] == [("a.jpg", ("one",)), ("b.jpg", ("two",))]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("d.csv", b"image,caption\na.jpg,a dog, running\n", r"line 2: 3 fields under 2 column names; .* ',' needs quotes"),
+        ("d.csv", b"image,caption\na.jpg,x\nb.jpg,\"y\nc.jpg,z\n", r"line 4, cannot be read as csv: unexpected end"),
+        ("d.csv", b"image,caption\na.jpg,\"x\" y\n", r"line 2, cannot be read as csv: .* expected after"),
+        ("d.csv", b"image,caption,image\na,b,c\n", "two columns named 'image'; rename one"),
+        ("d.csv", b"", "is empty"),
+        ("d.csv", b"image,caption\n", "holds no records"),
+        ("d.csv", "image,caption\na,b".encode("utf-16"), r"line 1: byte 0xff is not UTF-8; convert the file, as with iconv"),
+        ("d.csv", b"image,caption\n" + b"a,b\n" * 5000 + b"a,\xe9t\xe9\n", r"line 5002: byte 0xe9 is not UTF-8"),
+        ("d.csv", b"image,caption\na," + b"x" * 200_000, "field larger than field limit"),
+        ("d.jsonl", b'{"image": "a", "caption": "b"}\n{"image"\n', "line 2, cannot be read as JSON lines"),
+        ("d.jsonl", b'{"image": "a", "caption": "b"}\n{"image": "\xff"}\n', "line 2: byte 0xff is not UTF-8"),
+        ("d.jsonl", b"3\n4\n", "no image column"),
+        ("d.jsonl", b'{"image": "a", "caption": "b"}\n[1]\n', r"expected rows with named values, found '\[1\]'"),
+        ("d.token.txt", b"a.jpg#0\tone\nb.jpg two\n", "line 2: expected NAME.jpg#0, a tab and a caption"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_with_its_line(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DatasetError, match=message):
+        read(tmp_path / name)
+
+
+CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+
+
+@given(st.lists(st.tuples(CELL, CELL, st.sampled_from(["train", "val", "test"])), min_size=1, max_size=12))
+def test_a_csv_comes_back_as_the_csv_module_wrote_it(tmp_path_factory, rows):
+    """Against a slow oracle: quotes, commas, every kind of line end inside cells; order, captions and splits kept."""
+    path = tmp_path_factory.mktemp("csv") / "d.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image", "caption", "split"), *rows])
+    expected: dict[str, tuple[list[str], set[str]]] = {}
+    for image, caption, split in rows:
+        if image.strip():
+            captions, splits = expected.setdefault(image.strip(), ([], set()))
+            captions.extend([caption.strip()] if caption.strip() else [])
+            splits.add(split)
+    good = {image for image, (captions, splits) in expected.items() if captions and len(splits) == 1}
+    if not good or any(image.startswith(("http://", "https://")) for image in expected):
+        return
+    records = list(read(path).records)
+    named = [r for r in records if r.image]
+    assert [(r.key, r.captions) for r in named] == [
+        (image, tuple(captions)) for image, (captions, _) in expected.items()
+    ]
+    assert {r.key for r in records if not r.problem} == good
+    assert all(r.split in expected[r.key][1] for r in named)
+    assert len(records) - len(named) == sum(not image.strip() for image, _, _ in rows)
