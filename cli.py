@@ -21,6 +21,8 @@ from .trainer.config import PRESETS, TrainConfig
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from .pipeline.extract import Status
+
 app = typer.Typer(
     name="qf",
     help="Train a Q-Former on cached CLIP features, and search pictures with it.\n\n"
@@ -132,9 +134,22 @@ def extract(
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
     shard_size: Annotated[int, typer.Option(min=1, help="Records in a shard.")] = 1024,
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode; 0: one a core.")] = 0,
+    views: Annotated[
+        int, typer.Option(min=0, help="Augmented views of each training image: random crops, mirrored or not.")
+    ] = 0,
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", help="Whether views may be mirrored; captions may tell left from right.")
+    ] = True,
+    shard_format: Annotated[
+        str, typer.Option("--format", help="arrow, or webdataset: tars that the webdataset library reads.")
+    ] = "arrow",
     max_rejects: Annotated[
         float, typer.Option(min=0, max=1, help="Share of unreadable records that fails the run.")
     ] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of the views.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be made, how large and how long; write nothing.")
+    ] = False,
     workspace: Workspace = HERE,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -152,13 +167,23 @@ def extract(
         display.say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
         from .pipeline.device import resolve_device, resolve_precision
         from .pipeline.encoders import load_encoder
-        from .pipeline.extract import ExtractOptions, extract
+        from .pipeline.extract import ExtractOptions, estimate, extract
+        from .pipeline.stream import Settings
 
         on = resolve_device(device)
         frozen = load_encoder(encoder, on, resolve_precision(precision, on), layer)
-        how = ExtractOptions(codec, shard_size, batch_size, workers, max_rejects, overwrite)
-        summary = extract(dataset, source, frozen, workspace / "features", how, display.extracting)
-    print_json(summary) if as_json else say_extract(summary)
+        settings = Settings(codec, views, flip, seed, batch_size)
+        how = ExtractOptions(settings, shard_format, shard_size, workers, max_rejects, overwrite)
+        if dry_run:
+            summary = estimate(dataset, frozen, how, workspace / "features")
+        else:
+            summary = extract(dataset, source, frozen, workspace / "features", how, display.extracting)
+    if as_json:
+        print_json(summary)
+    elif dry_run:
+        say_estimate(summary)
+    else:
+        say_extract(summary)
 
 
 @app.command()
@@ -432,13 +457,24 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
 
+def say_estimate(s: dict[str, Any]) -> None:
+    print(f"records   {s['records']:,} images ({by_split(s['splits'])}), {s['captions']:,} captions")
+    print(f"features  about {size(s['bytes'])} in {s['features']}, where {size(s['free'])} are free")
+    unread = f"; {s['sampled_rejects']} of them cannot be read" if s["sampled_rejects"] else ""
+    time = f"about {duration(s['seconds'])} at {s['images_per_second']:.1f} images/s" if s["seconds"] else "unknown"
+    print(f"time      {time}, by a sample of {s['sampled']}{unread}")
+
+
 def say_extract(s: dict[str, Any]) -> None:
-    splits = ", ".join(f"{count:,} {split}" for split, count in s["splits"].items() if count)
     rate = f"{s['images_per_second']:.0f} images/s" if s["encoded"] else "complete already"
     print(
-        f"features  {s['records']:,} images ({splits}), {s['captions']:,} captions, {s['rejected']:,} rejected; "
+        f"features  {s['records']:,} images ({by_split(s['splits'])}), {s['captions']:,} captions, {s['rejected']:,} rejected; "
         f"{size(s['bytes'])} in {s['shards']} shards at {s['features']}  ({duration(s['seconds'])}, {rate})"
     )
+
+
+def by_split(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items() if count)
 
 
 def say_verify(s: dict[str, Any]) -> None:
@@ -556,12 +592,9 @@ class Display:
             self.said = time.monotonic()
             print(f"{what} {done:,}/{total:,}  {note}", file=sys.stderr, flush=True)
 
-    def extracting(self, done: int, total: int) -> None:
-        if not hasattr(self, "began"):
-            self.began = (time.monotonic(), done)
-        seconds = time.monotonic() - self.began[0]
-        rate = f"{(done - self.began[1]) / seconds:.0f} images/s" if seconds > 1 else ""
-        self._step("extract", done, total, rate)
+    def extracting(self, status: "Status") -> None:
+        note = f"{status.images_per_second:.0f} images/s, encoder waited {status.waited:.0%}"
+        self._step("extract", status.done, status.total, note)
 
     def training(self, line: dict[str, Any], total: int) -> None:
         if "split" in line:

@@ -6,6 +6,7 @@ everything else first. (The idea of an index written after its shards is MosaicM
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -33,6 +34,29 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class HashedFile(io.RawIOBase):
+    """Passes on what is written, and knows its SHA-256 and its size."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash, self._size = file, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        self._size += len(memoryview(data).cast("B"))
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._size
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal, of everything written so far."""
+        return self._hash.hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -72,9 +72,8 @@ def columns(codec: str, tokens: int, width: int) -> Columns:
     }
 
 
-def encode(codec: str, image_embeds: Tensor, keys: Sequence[str]) -> Encoded:
-    """(B, T, W) float32 -> columns, on the same device. EncoderError names the one of `keys` (B) that cannot be stored."""
-    _check(codec, image_embeds, keys)
+def encode(codec: str, image_embeds: Tensor) -> Encoded:
+    """(B, T, W) float32 -> columns, on the same device, without waiting for it. `check` tells what cannot be stored."""
     if codec in ("float16", "float32"):
         return {"tokens": image_embeds.to(getattr(torch, codec))}
     quantise = _int8 if codec == "int8" else _int4
@@ -105,8 +104,13 @@ def decode(encoded: Encoded) -> Tensor:
     return values.add_(encoded["channel_offset"].float().unsqueeze(-2))
 
 
-def _check(codec: str, image_embeds: Tensor, keys: Sequence[str]) -> None:
-    largest = torch.maximum(image_embeds.amax((1, 2)), -image_embeds.amin((1, 2)))  # (B,); a NaN stays one
+def largest(image_embeds: Tensor) -> Tensor:
+    """(B, T, W) -> (B,): the largest magnitude of each; a NaN stays one."""
+    return torch.maximum(image_embeds.amax((1, 2)), -image_embeds.amin((1, 2)))
+
+
+def check(codec: str, largest: Tensor, keys: Sequence[str]) -> None:
+    """EncoderError names the one of `keys` (B) whose features the codec does not hold. `largest` (B,), on the CPU."""
     wrong = (~(largest <= LIMITS[codec])).nonzero().flatten().tolist()
     if not wrong:
         return

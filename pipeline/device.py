@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Which device computes, in which precision, and how many batches at once."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,6 +6,7 @@ import torch
 
 from .errors import QfError
 
+MOST_LANES = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,3 +42,35 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Mixed precision for a forward pass; nothing for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+class Lanes:
+    """Threads that compute a batch each at the same time: two streams on a GPU, cores on a CPU (at most MOST_LANES, since
+    each holds the activations of a batch). Enter from each thread; fetch results, then wait, on it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.threads = device, torch.get_num_threads()
+        self.count = 2 if device.type == "cuda" else min(MOST_LANES, self.threads)
+
+    def enter(self) -> None:
+        """Set up the calling thread."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
+        else:
+            torch.set_num_threads(max(1, self.threads // self.count))
+
+    def fetch(self, values: torch.Tensor) -> torch.Tensor:
+        """Begin to copy a result to memory."""
+        if values.device.type == "cpu":
+            return values
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+
+    def wait(self) -> None:
+        """Until everything that the calling thread fetched is there."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def leave(self) -> None:
+        """After the threads have ended: others start with as many cores as before."""
+        torch.set_num_threads(self.threads)

@@ -7,14 +7,16 @@ tokens included. The default is the second-last layer, which served BLIP-2 bette
 
 import hashlib
 import json
-import os
 import re
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from .artifacts import sha256_file
 from .device import autocast
@@ -29,6 +31,7 @@ class FrozenEncoder(Protocol):
     """What extraction needs of an encoder."""
 
     preprocessing: Preprocessing
+    device: torch.device
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -36,9 +39,9 @@ class FrozenEncoder(Protocol):
         P or None, preprocessing."""
         ...
 
-    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """(B, 3, H, W) uint8 -> tokens (B, T, W) float32, and pooled (B, P) float32, L2-normalised, or None. For one
-        thread at a time."""
+    def encode(self, pixels: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, H, W) uint8 -> tokens (B, T, W) float32, and pooled (B, P) float32, L2-normalised, or None: on the device,
+        without waiting for it. Several threads may encode at once."""
         ...
 
 
@@ -153,6 +156,7 @@ class TransformersEncoder:
         self, name: str, folder: Path, tower: Tower, device: torch.device, dtype: torch.dtype, layer: int | None
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
+        self.kept = threading.local()
         self.preprocessing = read_preprocessing(folder)
         self.sha256 = weights_sha256(folder)
         self.model, missing = load_tower(tower.model, folder)
@@ -179,16 +183,15 @@ class TransformersEncoder:
         self.joint = None if pooled is None else pooled.shape[1]
 
     def _keep_layer(self) -> None:
-        """Have `self.hidden` set to the chosen layer's output by each forward pass, and drop layers that nothing needs."""
+        """Have `self.kept.hidden` set to the chosen layer's output by each forward pass, and drop layers that nothing needs."""
         layers = next(m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList))
         count = len(layers)
         if not -count - 1 <= self.layer <= count:
             raise EncoderError(f"--layer {self.layer}: {self.name} has {count} layers; use {-count - 1} to {count}")
         depth = self.layer % (count + 1)  # layers to go through; 0 is what enters the first
-        self.hidden = torch.empty(0)
 
-        def keep(hidden: torch.Tensor) -> None:
-            self.hidden = hidden
+        def keep(hidden: Tensor) -> None:
+            self.kept.hidden = hidden
 
         if depth:
             layers[depth - 1].register_forward_hook(lambda module, inputs, output: keep(output))
@@ -202,7 +205,7 @@ class TransformersEncoder:
         return _identity(self, self.layer, str(self.dtype).removeprefix("torch."))
 
     @torch.inference_mode()
-    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def encode(self, pixels: np.ndarray) -> tuple[Tensor, Tensor | None]:
         batch = torch.from_numpy(pixels)
         if self.device.type == "cuda":
             batch = batch.pin_memory()
@@ -210,10 +213,8 @@ class TransformersEncoder:
         values = (values * self.preprocessing.rescale_factor - self.mean) / self.std  # (B, 3, H, W)
         with autocast(self.device, self.dtype):
             out = self.model(pixel_values=values)
-        tokens = self.hidden.float().cpu().numpy()
         joint = None if self.joint_output is None else getattr(out, self.joint_output)
-        pooled = None if joint is None else torch.nn.functional.normalize(joint.float(), dim=-1).cpu().numpy()
-        return tokens, pooled
+        return self.kept.hidden.float(), None if joint is None else F.normalize(joint.float(), dim=-1)
 
 
 class OnnxEncoder:
@@ -228,12 +229,12 @@ class OnnxEncoder:
             ) from error
         if layer not in (None, -1):
             raise EncoderError(f"--layer {layer}: an ONNX encoder gives its last layer only; leave --layer out")
-        self.preprocessing = read_preprocessing(folder)
+        self.preprocessing, self.device = read_preprocessing(folder), torch.device("cpu")
         available = onnxruntime.get_available_providers()
         wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = 1  # extraction runs several batches at once
         providers = [p for p in wanted if p in available] + ["CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
@@ -256,15 +257,15 @@ class OnnxEncoder:
     def identity(self) -> dict[str, Any]:
         return _identity(self, -1, "float32")
 
-    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def encode(self, pixels: np.ndarray) -> tuple[Tensor, Tensor | None]:
         values = (pixels.astype(np.float32) * np.float32(self.preprocessing.rescale_factor) - self.mean) / self.std
         tokens, *joint = self.session.run(self.outputs, {"pixel_values": values})
         if tokens.ndim != 3:
             raise EncoderError(
                 f"encoder {self.name}: last_hidden_state has shape {tokens.shape}, not (batch, tokens, width)"
             )
-        pooled = joint[0] / np.maximum(np.linalg.norm(joint[0], axis=1, keepdims=True), 1e-12) if joint else None
-        return tokens.astype(np.float32, copy=False), pooled
+        pooled = F.normalize(torch.from_numpy(joint[0]).float(), dim=-1) if joint else None
+        return torch.from_numpy(tokens).float(), pooled
 
 
 def _identity(encoder: TransformersEncoder | OnnxEncoder, layer: int, precision: str) -> dict[str, Any]:
@@ -280,7 +281,7 @@ def _identity(encoder: TransformersEncoder | OnnxEncoder, layer: int, precision:
     }
 
 
-def _normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return mean, std
 

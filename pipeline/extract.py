@@ -1,71 +1,57 @@
 """The stage: a caption dataset to cached features of a frozen encoder.
 
-Records are cut into shards in the order of the dataset. A finished shard has a JSON beside it with its checksum and its
-rejects, so that the same command, run again after whatever stopped it, goes on at the first shard that has none; the
-manifest comes last and replaces those notes (img2dataset's idea: resume is which records exist)."""
+Records are cut into shards in the order of the dataset, shards into pieces that are encoded together; pieces never span shards,
+so that a shard's bytes depend on nothing but its records and the settings."""
 
-import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from .ahead import map_ahead
-from .artifacts import (
-    MANIFEST,
-    atomic_file,
-    described,
-    difference,
-    has_manifest,
-    locked,
-    read_json,
-    read_manifest,
-    write_json,
-    write_manifest,
-)
-from .catalogue import Catalogue
-from .codecs import CODECS, encode
+from .arrow_shards import schema, write_arrow_shard
+from .artifacts import HashedFile, atomic_file, locked
+from .codecs import CODECS, columns
 from .datasets import Dataset
 from .encoders import FrozenEncoder
-from .errors import ArtifactError, DatasetError, QfError
-from .features import Row, schema, write_shard
-from .images import Preprocessing, UnreadableImage, load_image, thumbnail
-from .records import Record
-from .sources import load
+from .errors import DatasetError, QfError
+from .ledger import Ledger, Reject
+from .stream import Encoded, Piece, Settings, Stream
+from .tar_shards import write_tar_shard
 
-PLAN = "plan.json"
-REJECTS = "rejects.jsonl"
+FORMATS = {"arrow": ".arrow", "webdataset": ".tar"}  # the suffixes of shards
+SAMPLE = 64  # pictures that a dry run encodes to tell how long all will take
+ROW_BYTES = 4000  # of a record besides features and captions: mostly its thumbnail
 
 
 @dataclass(frozen=True)
 class ExtractOptions:
     """How to extract. `max_rejects` is the fraction of records that may be unreadable before the run fails."""
 
-    codec: str = "float16"
+    settings: Settings = field(default_factory=Settings)
+    format: str = "arrow"
     shard_size: int = 1024
-    batch_size: int = 64
     workers: int = 0  # threads that decode; 0: one a core
     max_rejects: float = 0.05
     overwrite: bool = False
 
 
 @dataclass(frozen=True)
-class Reject:
-    """A record that could not be used, and why."""
+class Status:
+    """How far extraction is. `waited`: the share of time so far that the encoder had nothing to do."""
 
-    key: str
-    image: str
-    reason: str
+    done: int  # records
+    total: int
+    images_per_second: float
+    waited: float
 
 
-Progress = Callable[[int, int], None]  # records done, records in all
+Progress = Callable[[Status], None]
 
 
 def extract(
@@ -74,148 +60,159 @@ def extract(
     encoder: FrozenEncoder,
     folder: Path,
     options: ExtractOptions,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda status: None,
 ) -> dict[str, Any]:
     """Fill `folder` with features and return a summary (fields of contract 2). What is already there is kept.
 
-    ArtifactError if the folder holds features of something else; QfError if too many records are rejected."""
-    if options.codec not in CODECS:
-        raise QfError(f"--codec {options.codec}: use one of {', '.join(CODECS)}")
-    records = dataset.records
+    ArtifactError if the folder holds features of something else; QfError if too many records are rejected, or if the features
+    cannot fit on the disk."""
+    _check(options)
+    records, settings, started = dataset.records, options.settings, time.perf_counter()
     plan = {
         "encoder": encoder.identity,
-        "codec": options.codec,
+        "codec": settings.codec,
+        "format": options.format,
+        "views": settings.views,
+        "augmentation": {"flip": settings.flip, "seed": settings.seed} if settings.views else None,
         "source": {"path": source, "kind": dataset.kind, "records": len(records), "sha256": records.sha256},
         "shard_size": options.shard_size,
     }
-    plan = json.loads(json.dumps(plan))  # as it will be read back
-    started = time.perf_counter()
     with locked(folder):
-        if _finished(folder, plan, options.overwrite):
-            manifest = read_manifest(folder, "features")
-            return _summary(manifest, folder, 0, time.perf_counter() - started, 0.0)
-        write_json(folder / PLAN, plan)
-        identity = encoder.identity
-        columns = schema(identity["tokens"], identity["width"], identity["joint"], options.codec)
-        shards = range(0, len(records), options.shard_size)  # their first records
-        clock = _Clock(encoder)
+        ledger = Ledger(folder, plan, FORMATS[options.format])
+        if ledger.open(options.overwrite):
+            return _summary(ledger.manifest(), folder, time.perf_counter() - started)
+        todo = [number for number in range(len(ledger.shards)) if ledger.noted(number) is None]
+        _check_space(dataset, encoder, options, folder, len(todo) / len(ledger.shards))
+        rejected = sum(len(ledger.noted(number) or ()) for number in range(len(ledger.shards)))
+        total, encoded = len(records), 0
+        done = total - sum(len(_span(number, total, options)) for number in todo)
+        with Stream(encoder, settings, options.workers or len(os.sched_getaffinity(0))) as stream:
 
-        def advance(before: int, seen: int) -> None:
-            progress(before + seen, len(records))
+            def watched(some: Iterator[Encoded]) -> Iterator[Encoded]:
+                nonlocal encoded, done
+                for part in some:
+                    encoded += len(part.block["key"])
+                    done += len(part.piece.records)
+                    seconds = time.perf_counter() - started
+                    progress(Status(done, total, encoded / seconds, stream.waited))
+                    yield part
 
-        done = encoded = rejected = 0
-        with ThreadPoolExecutor(options.workers or len(os.sched_getaffinity(0))) as pool:
-            for number, first in enumerate(shards):
-                shard = range(first, min(first + options.shard_size, len(records)))
-                path = folder / f"shard-{number:05d}.arrow"
-                if not _noted(path):
-                    rejects: list[Reject] = []
-                    rows = _encode(
-                        records[shard.start : shard.stop],
-                        clock,
-                        pool,
-                        options,
-                        rejects,
-                        partial(advance, done),
-                    )
-                    count = write_shard(path, columns, rows)
-                    encoded += count
-                    note = {**described(path), "records": count, "rejects": [vars(reject) for reject in rejects]}
-                    write_json(path.with_suffix(".json"), note)
-                rejected += len(read_json(path.with_suffix(".json"))["rejects"])
-                if rejected > options.max_rejects * len(records):
-                    raise _too_many_rejects(folder, number + 1, options.max_rejects, len(records))
-                done += len(shard)
-                advance(done, 0)
-        manifest = _finish(folder, plan, len(shards), records)
-    return _summary(manifest, folder, encoded, time.perf_counter() - started, clock.seconds)
+            parts = stream.encoded(_pieces(dataset, todo, stream.piece_size, options))
+            for number, some in groupby(watched(parts), key=lambda part: part.piece.shard):
+                rejected += _write_shard(ledger, number, some, encoder, options)
+                if rejected > options.max_rejects * total:
+                    raise ledger.too_many(options.max_rejects)
+            encoder_seconds = stream.seconds / stream.lanes.count
+            waited = stream.waited
+        manifest = ledger.close(records)
+    return _summary(manifest, folder, time.perf_counter() - started, encoded, encoder_seconds, waited)
 
 
-def _finished(folder: Path, plan: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the folder already holds what the plan would make. Clears it for --overwrite; ArtifactError if it holds
-    something else."""
-    if overwrite:
-        for path in [folder / MANIFEST, *folder.glob("*.json"), *folder.glob("shard-*"), folder / REJECTS]:
-            path.unlink(missing_ok=True)
-        return False
-    finished = has_manifest(folder)
-    if not finished and not (folder / PLAN).is_file():
-        return False
-    old = read_manifest(folder, "features") if finished else read_json(folder / PLAN)
-    changed = difference(_comparable(old), _comparable(plan))
-    if changed:
-        raise ArtifactError(
-            f"{folder} holds features made otherwise: {changed}; choose another --workspace, or replace them with --overwrite"
-        )
-    return finished
+def _check(options: ExtractOptions) -> None:
+    if options.settings.codec not in CODECS:
+        raise QfError(f"--codec {options.settings.codec}: use one of {', '.join(CODECS)}")
+    if options.format not in FORMATS:
+        raise QfError(f"--format {options.format}: use {' or '.join(FORMATS)}")
 
 
-def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for shards to be mixed: not where encoder and dataset lie."""
+def _span(shard: int, total: int, options: ExtractOptions) -> range:
+    """The numbers of the records of a shard."""
+    first = shard * options.shard_size
+    return range(first, min(first + options.shard_size, total))
+
+
+def _pieces(dataset: Dataset, shards: list[int], size: int, options: ExtractOptions) -> Iterator[Piece]:
+    for shard in shards:
+        span = _span(shard, len(dataset.records), options)
+        for start in range(span.start, span.stop, size):
+            yield Piece(shard, dataset.records[start : min(start + size, span.stop)])
+
+
+def _write_shard(
+    ledger: Ledger, number: int, parts: Iterator[Encoded], encoder: FrozenEncoder, options: ExtractOptions
+) -> int:
+    """Write a shard and its note; how many of its records were rejected."""
+    rejects: list[Reject] = []
+
+    def blocks() -> Iterator[Any]:
+        for part in parts:
+            rejects.extend(part.rejects)
+            if part.block["key"]:
+                yield part.block
+
+    with atomic_file(ledger.shards[number]) as file:
+        hashed = HashedFile(file)
+        if options.format == "arrow":
+            identity, settings = encoder.identity, options.settings
+            described = columns(settings.codec, identity["tokens"], identity["width"])
+            count = write_arrow_shard(hashed, schema(described, identity["joint"], settings.views > 0), blocks())
+        else:
+            count = write_tar_shard(hashed, blocks())
+    ledger.note(number, count, hashed.tell(), hashed.sha256, rejects)
+    return len(rejects)
+
+
+def estimate(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, folder: Path) -> dict[str, Any]:
+    """What extraction would do, nothing being written: {records, captions, splits, bytes, free, images_per_second, seconds}.
+
+    `images_per_second` is measured on a sample of records spread over the dataset, where any of them can be read."""
+    _check(options)
+    records = dataset.records
+    with Stream(encoder, options.settings, options.workers or len(os.sched_getaffinity(0))) as stream:
+        count = min(len(records), max(1, SAMPLE // (1 + options.settings.views)))
+        chosen = [records[int(n)] for n in np.linspace(0, len(records) - 1, count)]
+        pieces = [Piece(0, chosen[i : i + stream.piece_size]) for i in range(0, count, stream.piece_size)]
+        list(stream.encoded(pieces[:1]))  # warm
+        began = time.perf_counter()
+        parts = list(stream.encoded(pieces))
+        seconds = time.perf_counter() - began
+    readable = sum(len(part.block["key"]) for part in parts)
     return {
-        "encoder": {key: value for key, value in plan["encoder"].items() if key != "id"},
-        "codec": plan["codec"],
-        "source": {key: value for key, value in plan["source"].items() if key != "path"},
-        "shard_size": plan["shard_size"],
+        "records": len(records),
+        "captions": sum(records.captions.values()),
+        "splits": records.splits,
+        "sampled": count,
+        "sampled_rejects": count - readable,
+        "bytes": _bytes(dataset, encoder, options),
+        "free": _free(folder),
+        "images_per_second": round(readable / seconds, 2),
+        "seconds": round(len(records) * seconds / readable, 1) if readable else None,
+        "features": str(folder),
     }
 
 
-def _noted(shard: Path) -> bool:
-    """Whether the shard is complete: its note is written after it."""
-    note = shard.with_suffix(".json")
-    return note.is_file() and shard.is_file() and shard.stat().st_size == read_json(note)["bytes"]
+def _bytes(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions) -> int:
+    """What the features of all records will weigh, about."""
+    identity, settings, splits = encoder.identity, options.settings, dataset.records.splits
+    described = columns(settings.codec, identity["tokens"], identity["width"]).values()
+    picture = sum(int(np.prod(shape)) * dtype.itemsize for dtype, shape in described)
+    tar = 1024 * (2 + len(described)) if options.format == "webdataset" else 0  # headers and padding
+    row = picture + 4 * (identity["joint"] or 0) + ROW_BYTES + tar
+    return sum(splits.values()) * row + splits["train"] * settings.views * picture
 
 
-def _gather_rejects(folder: Path, shards: int) -> list[dict[str, str]]:
-    """The rejects of the first `shards` shards, also written to rejects.jsonl."""
-    notes = [read_json(folder / f"shard-{number:05d}.json") for number in range(shards)]
-    rejects = [reject for note in notes for reject in note["rejects"]]
-    with atomic_file(folder / REJECTS) as file:
-        file.writelines(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
-    return rejects
+def _free(folder: Path) -> int:
+    """Bytes free on the disk that holds `folder`, or will."""
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
+    return shutil.disk_usage(there).free
 
 
-def _too_many_rejects(folder: Path, shards: int, allowed: float, records: int) -> DatasetError:
-    """The error to raise. Shards with rejects lose their notes, so that they are done again once the cause is mended."""
-    rejects = _gather_rejects(folder, shards)
-    for number in range(shards):
-        note = folder / f"shard-{number:05d}.json"
-        if read_json(note)["rejects"]:
-            note.unlink()
-    first = rejects[0]
-    return DatasetError(
-        f"{len(rejects)} of {records} records were rejected, more than --max-rejects {allowed:g} allows; the first: "
-        f"{first['image'] or first['key']}: {first['reason']}; all are in {folder / REJECTS} (is --images right?)"
-    )
-
-
-def _finish(folder: Path, plan: dict[str, Any], shards: int, records: Catalogue) -> dict[str, Any]:
-    """Gather the shards' notes into rejects and manifest, and take them away."""
-    notes = [read_json(folder / f"shard-{number:05d}.json") for number in range(shards)]
-    rejects = _gather_rejects(folder, shards)
-    rejected = {reject["key"] for reject in rejects}
-    splits, captions = dict(records.splits), dict(records.captions)
-    for record in records if rejected else ():
-        if record.key in rejected and not record.problem:  # those with a problem are not counted there
-            splits[record.split] -= 1
-            captions[record.split] -= len(record.captions)
-    manifest = {
-        **{key: plan[key] for key in ("encoder", "codec", "source", "shard_size")},
-        "records": sum(splits.values()),
-        "captions": sum(captions.values()),
-        "splits": splits,
-        "rejected": len(rejects),
-        "shards": [{k: v for k, v in note.items() if k != "rejects"} for note in notes if note["records"]],
-    }
-    write_manifest(folder, "features", manifest)
-    for number in range(shards):
-        (folder / f"shard-{number:05d}.json").unlink()
-    (folder / PLAN).unlink()
-    return read_manifest(folder, "features")
+def _check_space(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, folder: Path, share: float) -> None:
+    needed, free = int(_bytes(dataset, encoder, options) * share), _free(folder)
+    if needed > free:
+        raise DatasetError(
+            f"the features will weigh about {needed / 1e6:,.1f} MB, and {folder} has {free / 1e6:,.1f} MB free; make room, "
+            "choose another --workspace, or store them smaller with --codec int8"
+        )
 
 
 def _summary(
-    manifest: dict[str, Any], folder: Path, encoded: int, seconds: float, encoder_seconds: float
+    manifest: dict[str, Any],
+    folder: Path,
+    seconds: float,
+    encoded: int = 0,
+    encoder_seconds: float = 0.0,
+    waited: float = 0.0,
 ) -> dict[str, Any]:
     return {
         "records": manifest["records"],
@@ -226,72 +223,8 @@ def _summary(
         "seconds": round(seconds, 3),
         "images_per_second": round(encoded / seconds, 2) if seconds else 0.0,
         "encoder_images_per_second": round(encoded / encoder_seconds, 2) if encoder_seconds else 0.0,
+        "waited": round(waited, 4),
         "features": str(folder),
         "splits": manifest["splits"],
         "encoded": encoded,
     }
-
-
-class _Clock:
-    """An encoder, and the seconds spent in it."""
-
-    def __init__(self, encoder: FrozenEncoder) -> None:
-        self.encoder, self.seconds = encoder, 0.0
-
-    def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        started = time.perf_counter()
-        out = self.encoder.encode(pixels)
-        self.seconds += time.perf_counter() - started
-        return out
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    record: Record
-    pixels: np.ndarray  # (3, H, W) uint8
-    thumbnail: bytes
-    width: int
-    height: int
-
-
-def _decode(record: Record, preprocessing: Preprocessing) -> _Decoded | Reject:
-    if record.problem:
-        return Reject(record.key, record.image, record.problem)
-    try:
-        image = load_image(load(record.source))
-    except UnreadableImage as error:
-        return Reject(record.key, record.image, str(error))
-    return _Decoded(record, preprocessing(image), thumbnail(image), image.width, image.height)
-
-
-def _encode(
-    shard: Sequence[Record],
-    clock: _Clock,
-    pool: ThreadPoolExecutor,
-    options: ExtractOptions,
-    rejects: list[Reject],
-    progress: Callable[[int], None],
-) -> Iterator[list[Row]]:
-    """The rows of a shard, batch by batch: threads decode ahead while the encoder works. Batches never span shards."""
-    preprocessing = clock.encoder.preprocessing
-    batch: list[_Decoded] = []
-    for seen, decoded in enumerate(
-        map_ahead(pool, lambda r: _decode(r, preprocessing), shard, 3 * options.batch_size), start=1
-    ):
-        if isinstance(decoded, Reject):
-            rejects.append(decoded)
-        else:
-            batch.append(decoded)
-        if batch and (len(batch) == options.batch_size or seen == len(shard)):
-            tokens, pooled = clock.encode(np.stack([d.pixels for d in batch]))
-            keys = [d.record.key for d in batch]
-            encoded = {n: a.numpy() for n, a in encode(options.codec, torch.from_numpy(tokens), keys).items()}
-            yield [
-                Row(
-                    d.record.key, d.record.split, d.record.image, d.record.captions,
-                    {n: a[i] for n, a in encoded.items()}, None if pooled is None else pooled[i], d.thumbnail, d.width, d.height,
-                )
-                for i, d in enumerate(batch)
-            ]  # fmt: skip
-            batch = []
-            progress(seen)

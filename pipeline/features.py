@@ -1,88 +1,36 @@
-"""Features on disk: the Arrow contract, its writer and its memory-mapped reader.
+"""Features on disk: one reader for the shards of either format, memory-mapped.
 
-A shard is an uncompressed Arrow IPC file that plain pyarrow reads. Token features lie in the columns of their codec (codecs.py),
-each an `arrow.fixed_shape_tensor`; the writer takes and the reader gives them as they are on disk."""
+Token features lie in the columns of their codec (codecs.py); the reader gives them as they are on disk."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from .artifacts import atomic_file, read_manifest, sha256_json
+from .arrow_shards import ArrowShard
+from .artifacts import read_manifest, sha256_json
 from .codecs import Encoded, columns
 from .errors import ArtifactError
 
 SPLITS = ("train", "val", "test")
+ABOUT = ("key", "split", "image", "captions", "thumbnail", "width", "height")
 
 
-@dataclass(frozen=True)
-class Row:
-    """What a shard says of one image. `encoded`: the codec's columns; `pooled` (P,) or None; `thumbnail` a small JPEG."""
+class Shard(Protocol):
+    """A shard that has been opened."""
 
-    key: str
-    split: str
-    image: str
-    captions: Sequence[str]
-    encoded: Mapping[str, np.ndarray]
-    pooled: np.ndarray | None
-    thumbnail: bytes
-    width: int
-    height: int
+    table: pa.Table  # ABOUT, and `views` where there are some; maybe more
 
+    def record(self, column: str, row: int, view: int) -> np.ndarray:
+        """A column of the codec for one row: of the plain picture (view 0), or of one of its views."""
+        ...
 
-def schema(tokens: int, width: int, joint: int | None, codec: str) -> pa.Schema:
-    """The columns of a shard."""
-    fields = [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("image", pa.string()),
-        pa.field("captions", pa.list_(pa.string())),
-        *(
-            pa.field(name, pa.fixed_shape_tensor(_arrow_type(dtype), shape))
-            for name, (dtype, shape) in columns(codec, tokens, width).items()
-        ),
-        *([pa.field("pooled", pa.fixed_shape_tensor(pa.float32(), [joint]))] if joint else []),
-        pa.field("thumbnail", pa.binary()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-    ]
-    return pa.schema(fields)
-
-
-def _arrow_type(dtype: torch.dtype) -> pa.DataType:
-    return pa.from_numpy_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
-
-
-def write_shard(path: Path, schema: pa.Schema, batches: Iterable[Sequence[Row]]) -> int:
-    """Write one shard, atomically, a record batch per element of `batches`. Returns the number of records."""
-    count = 0
-    with atomic_file(path) as file, pa.ipc.new_file(file, schema) as writer:
-        for rows in batches:
-            if rows:
-                writer.write_batch(_record_batch(rows, schema))
-                count += len(rows)
-    return count
-
-
-def _record_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
-    arrays = []
-    contents = [{**vars(row), **row.encoded} for row in rows]
-    for field in schema:
-        values = [content[field.name] for content in contents]
-        tensor = isinstance(field.type, pa.FixedShapeTensorType)
-        arrays.append(_tensor_array(np.stack(values), field.type) if tensor else pa.array(values, field.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _tensor_array(values: np.ndarray, type_: pa.FixedShapeTensorType) -> pa.ExtensionArray:
-    flat = pa.array(values.reshape(-1), type_.value_type)
-    storage = pa.FixedSizeListArray.from_arrays(flat, values[0].size)
-    return pa.ExtensionArray.from_storage(type_, storage)
+    def pooled(self) -> np.ndarray:
+        """(n, P) float32."""
+        ...
 
 
 class Features:
@@ -92,21 +40,16 @@ class Features:
         """ArtifactError if the folder is unfinished, or a shard is missing or has another size than the manifest says."""
         self.folder = folder
         self.manifest = read_manifest(folder, "features")
-        tables = []
+        self._columns = columns(self.manifest["codec"], self.encoder["tokens"], self.encoder["width"])
+        self._shards: list[Shard] = []
         for shard in self.manifest["shards"]:
             path = folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise ArtifactError(f"{path} is missing or damaged; extract again with --overwrite")
-            with pa.memory_map(str(path)) as source:
-                tables.append(pa.ipc.open_file(source).read_all())
-        self.table = pa.concat_tables(tables)
-        sizes = self.manifest["encoder"]["tokens"], self.manifest["encoder"]["width"]
-        self._encoded = {name: self._chunks(name) for name in columns(self.manifest["codec"], *sizes)}
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._encoded["tokens"]])
-
-    def _chunks(self, column: str) -> list[np.ndarray]:
-        """The column's memory-mapped arrays (n, …), one a record batch."""
-        return [chunk.to_numpy_ndarray() for chunk in self.table.column(column).chunks if len(chunk)]
+            self._shards.append(ArrowShard(path, self._columns))
+        about = [*ABOUT, "views"] if self.views else ABOUT
+        self.table = pa.concat_tables([shard.table.select(about) for shard in self._shards])
+        self._starts = np.cumsum([0, *(len(shard.table) for shard in self._shards)])
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -116,6 +59,12 @@ class Features:
         """The identity of the encoder that made the features."""
         encoder: dict[str, Any] = self.manifest["encoder"]
         return encoder
+
+    @property
+    def views(self) -> int:
+        """How many augmented views each training image has, besides the plain picture."""
+        views: int = self.manifest["views"]
+        return views
 
     @property
     def identity(self) -> str:
@@ -133,7 +82,7 @@ class Features:
     @cached_property
     def pooled(self) -> np.ndarray | None:
         """(N, P) float32, unit length, or None if the encoder has no joint space."""
-        return np.concatenate(self._chunks("pooled")) if "pooled" in self.table.column_names else None
+        return np.concatenate([shard.pooled() for shard in self._shards]) if self.encoder["joint"] else None
 
     def rows(self, split: str | None = None) -> np.ndarray:
         """The row numbers (n,) of a split, or all."""
@@ -142,13 +91,15 @@ class Features:
         splits = self.table.column("split").to_numpy(zero_copy_only=False)
         return np.flatnonzero(splits == split)
 
-    def encoded(self, rows: np.ndarray) -> Encoded:
-        """The codec's columns of the given rows, in their order, as on disk; `codecs.decode` makes (n, T, W) of them."""
-        out = {
-            name: np.empty((len(rows), *chunks[0].shape[1:]), chunks[0].dtype) for name, chunks in self._encoded.items()
-        }
+    def encoded(self, rows: np.ndarray, views: np.ndarray | None = None) -> Encoded:
+        """The codec's columns of the given rows, in their order, as on disk; `codecs.decode` makes (n, T, W) of them.
+
+        `views` (n,) picks an augmented view, 1 to `self.views`, of training images; 0 is the plain picture."""
+        out = {name: torch.empty((len(rows), *shape), dtype=dtype) for name, (dtype, shape) in self._columns.items()}
+        arrays = [(name, tensor.numpy()) for name, tensor in out.items()]
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for i, (row, number) in enumerate(zip(rows, numbers, strict=True)):
-            for name, chunks in self._encoded.items():
-                out[name][i] = chunks[number][row - self._starts[number]]
-        return {name: torch.from_numpy(values) for name, values in out.items()}
+            view = 0 if views is None else int(views[i])
+            for name, array in arrays:
+                array[i] = self._shards[number].record(name, int(row - self._starts[number]), view)
+        return out

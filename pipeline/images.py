@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from .errors import EncoderError
+from .views import View
 
 # the raster formats that datasets come in; Pillow opens more, among them ones that start other programs (EPS: Ghostscript)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -100,10 +101,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def thumbnail(image: Image.Image, size: int = THUMBNAIL_SIZE) -> bytes:
     """A small JPEG of the picture, its longer side at most `size` pixels."""
-    small = image.copy()
-    small.thumbnail((size, size), reducing_gap=2.0)
+    scale = min(1.0, size / max(image.size))
+    sides = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     data = io.BytesIO()
-    small.save(data, "JPEG", quality=85)
+    image.resize(sides, Image.Resampling.BICUBIC, reducing_gap=2.0).save(data, "JPEG", quality=85)
     return data.getvalue()
 
 
@@ -202,7 +203,13 @@ class Preprocessing:
             inner = (min(box[2], width) - max(left, 0), min(box[3], height) - max(top, 0))
             cropped = Image.new("RGB", (self.width, self.height))
             cropped.paste(image.resize(inner, self.resample, box=part), (max(-left, 0), max(-top, 0)))
-        return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
+        return _channels_first(cropped)
+
+    def view(self, image: Image.Image, view: View) -> np.ndarray:
+        """A part of an RGB picture, resized and maybe mirrored -> (3, height, width) uint8."""
+        box = (view.left, view.top, view.right, view.bottom)
+        part = image.resize((self.width, self.height), self.resample, box=box)
+        return _channels_first(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else part)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing; the longer side is cut to a whole number."""
@@ -212,6 +219,10 @@ class Preprocessing:
         if width <= height:
             return edge, int(edge * height / width)
         return int(edge * width / height), edge
+
+
+def _channels_first(image: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def _three(name: str, value: Any) -> tuple[float, float, float]:

@@ -112,7 +112,7 @@ class Searcher:
         tokens, pooled = encoder.encode(encoder.preprocessing(image)[None])
         if self.run is None:
             assert pooled is not None
-            return pooled
+            return pooled.cpu().numpy()
         return self.run.embedder.image(tokens)[0].cpu().numpy()
 
     def _answers(

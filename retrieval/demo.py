@@ -31,7 +31,7 @@ class Watch:
     """What the caller is told while the journey runs."""
 
     say: Callable[[str], None] = lambda text: None
-    extracting: Progress = lambda done, total: None
+    extracting: Progress = lambda status: None
     training: Report = lambda line, total: None
 
 

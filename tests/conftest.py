@@ -136,14 +136,18 @@ def bert_folder(tmp_path_factory) -> Path:
 
 
 def run_extract(csv_file: Path, encoder: Path | str, folder: Path, **options):
-    """Features of a dataset through the library, on the CPU in float32."""
+    """Features of a dataset through the library, on the CPU in float32. `options`: those of extraction and its settings."""
     from qf.pipeline.datasets import read
     from qf.pipeline.encoders import load_encoder
     from qf.pipeline.extract import ExtractOptions, extract
     from qf.pipeline.features import Features
+    from qf.pipeline.stream import Settings
 
+    progress = options.pop("progress", lambda status: None)
+    settings = {name: options.pop(name) for name in vars(Settings()) if name in options}
     frozen = load_encoder(str(encoder), torch.device("cpu"), torch.float32)
-    extract(read(csv_file), str(csv_file), frozen, folder, ExtractOptions(**options))
+    how = ExtractOptions(Settings(**settings), **options)
+    extract(read(csv_file), str(csv_file), frozen, folder, how, progress)
     return Features(folder)
 
 

@@ -43,7 +43,8 @@ class Batches:
     """The training batches of some rows of the features, shuffled anew each epoch from the seed.
 
     Each image brings `captions_per_image` of its captions (0: all), the first `matched_captions` (0: all) of them also for
-    matching and generation; over the epochs every caption comes equally often to both."""
+    matching and generation; over the epochs every caption comes equally often to both. Where the features hold augmented
+    views, each epoch takes another one of an image, and the plain picture in its turn."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Batches:
         self.ids = [[next(ids) for _ in features.captions[row]] for row in rows]  # per image, per caption
         rng = np.random.default_rng([seed, 1])
         self.orders = [rng.permutation(len(captions)) for captions in self.ids]
+        self.first_views = rng.integers(0, 1 + features.views, len(rows))
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
@@ -89,7 +91,8 @@ class Batches:
                 ids.append(self.ids[image][captions[(first + n) % len(captions)]])
                 image_rows.append(row)
         input_ids, attention_mask = self.tokens.pad(ids)
-        encoded = self.features.encoded(self.rows[chosen])
+        views = (self.first_views[chosen] + epoch) % (1 + self.features.views)
+        encoded = self.features.encoded(self.rows[chosen], views)
         return Batch(encoded, input_ids, attention_mask, torch.tensor(image_rows), torch.tensor(matched))
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:

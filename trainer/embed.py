@@ -36,11 +36,11 @@ class Embedder:
                 parts.append(self._encode(encoded).features)
         return torch.cat(parts)
 
-    def image(self, tokens: np.ndarray) -> Tensor:
+    def image(self, image_embeds: Tensor) -> Tensor:
         """Frozen tokens (B, T, W) of pictures that are in no features folder -> query embeddings (B, Q, E)."""
         self.model.eval()
         with torch.no_grad():
-            return self._encode({"tokens": torch.from_numpy(tokens)}).features
+            return self._encode({"tokens": image_embeds}).features
 
     def _encode(self, encoded: Encoded) -> ImageEncoding:
         image_embeds = decode({name: tensor.to(self.device) for name, tensor in encoded.items()})

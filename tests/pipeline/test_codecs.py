@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from qf.pipeline.codecs import CODECS, GROUP, LEVELS, LIMITS, columns, decode, encode
+from qf.pipeline.codecs import CODECS, GROUP, LEVELS, LIMITS, check, columns, decode, encode, largest
 from qf.pipeline.errors import ArtifactError, EncoderError
 
 from conftest import run_extract  # isort: skip
@@ -42,11 +42,11 @@ def steps(encoded, width):
     return (token_scale * encoded["channel_scale"].double().unsqueeze(1)).numpy()
 
 
-def check(codec, values):
+def check_codec(codec, values):
     """Columns, bytes, decoding and the error of every single element."""
     embeds = torch.from_numpy(values)
     batch, tokens, width = values.shape
-    encoded = encode(codec, embeds, [str(n) for n in range(batch)])
+    encoded = encode(codec, embeds)
     assert {n: (a.dtype, tuple(a.shape[1:])) for n, a in encoded.items()} == columns(codec, tokens, width)
     decoded = decode(encoded)
     assert decoded.dtype == torch.float32
@@ -61,7 +61,7 @@ def check(codec, values):
         # the widest gap between levels is 38.6 of 127 units, halved, and half a unit for rounding before the nearest is taken
         bound = 0.5 if codec == "int8" else 38.6 / 2 + 0.5
         assert (error <= bound * steps(encoded, width) * 1.001 + 1e-6 * np.abs(values).max()).all()
-    alone = [encode(codec, embeds[n : n + 1], ["it"]) for n in range(batch)]
+    alone = [encode(codec, embeds[n : n + 1]) for n in range(batch)]
     for name, column in encoded.items():
         assert torch.equal(column, torch.cat([one[name] for one in alone])), "a record depends on its neighbours"
     return decoded
@@ -78,7 +78,7 @@ anything = shapes.flatmap(
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(CODECS), anything)
 def test_no_element_errs_more_than_half_a_step(codec, values):
-    check(codec, values)
+    check_codec(codec, values)
 
 
 @settings(deadline=None, max_examples=40)
@@ -111,7 +111,7 @@ def test_outliers_zeros_constants_and_subnormals(codec, seed, size, planted):
             case "far mean":
                 values += draw.normal(size=70).astype(np.float32) * 5
     values = np.clip(values * np.float32(size), -60000, 60000)
-    decoded = check(codec, values)
+    decoded = check_codec(codec, values)
     if not values.any():
         assert not decoded.any()
 
@@ -138,7 +138,7 @@ def test_ordinary_values_survive_beside_massive_ones(codec, least):
         return torch.nn.functional.cosine_similarity(values[:, 3:, rest], other[:, 3:, rest], dim=-1)
 
     assert cosine((values / scale).round() * scale).max() < 0.5
-    assert cosine(decode(encode(codec, values, ["a", "b"]))).min() > least
+    assert cosine(decode(encode(codec, values))).min() > least
 
 
 def test_four_bits_take_the_mean_out_where_that_errs_less():
@@ -146,7 +146,7 @@ def test_four_bits_take_the_mean_out_where_that_errs_less():
     far = draw.normal(size=(1, 20, 64)) + 8 * draw.normal(size=64)
     empty = np.maximum(draw.normal(size=(1, 20, 64)) - 1.5, 0) * (np.arange(20) < 4)[None, :, None]
     values = torch.from_numpy(np.concatenate([far, empty]).astype(np.float32))
-    offset = encode("int4", values, ["far", "empty"])["channel_offset"]
+    offset = encode("int4", values)["channel_offset"]
     assert torch.equal(offset[0], values[0].mean(0).half())
     assert not offset[1].any()
 
@@ -162,7 +162,7 @@ def test_four_bits_take_the_mean_out_where_that_errs_less():
     ],
 )
 def test_bytes_of_an_image(codec, tokens, width, size):
-    encoded = encode(codec, torch.zeros(1, tokens, width), ["it"])
+    encoded = encode(codec, torch.zeros(1, tokens, width))
     assert sum(column.numel() * column.element_size() for column in encoded.values()) == size
 
 
@@ -170,22 +170,23 @@ def test_bytes_of_an_image(codec, tokens, width, size):
 def test_what_a_codec_cannot_hold_is_named(codec):
     values = torch.ones(3, 2, 4)
     values[1, 1, 2] = -LIMITS[codec]
-    assert torch.isfinite(decode(encode(codec, values, "abc"))).all()
+    check(codec, largest(values), "abc")
+    assert torch.isfinite(decode(encode(codec, values))).all()
     for wrong in (torch.nan, torch.inf, -torch.inf):
         values[1, 1, 2] = wrong
         with pytest.raises(EncoderError, match="features that are not finite for b; try --precision float32"):
-            encode(codec, values, "abc")
+            check(codec, largest(values), "abc")
     if codec != "float32":
         values[1, 1, 2] = LIMITS[codec] * 1.01
         wider = "int8 or float32" if codec == "float16" else "float32"
         with pytest.raises(EncoderError, match=rf"b has a feature of .*--codec {codec} holds; use --codec {wider}$"):
-            encode(codec, values, "abc")
+            check(codec, largest(values), "abc")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_device_decodes_as_the_processor_does(codec):
-    encoded = encode(codec, vision_transformer(), ["a", "b"])
+    encoded = encode(codec, vision_transformer())
     there = decode({name: column.cuda() for name, column in encoded.items()})
     assert there.is_cuda
     torch.testing.assert_close(there.cpu(), decode(encoded), rtol=1e-6, atol=1e-6)

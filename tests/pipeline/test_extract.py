@@ -72,55 +72,96 @@ def test_finished_features_are_kept_and_others_never_mixed_in(tmp_path, pictures
 
 
 CODE = """
-import sys, torch
+import json, sys, torch
 from pathlib import Path
-torch.set_num_threads(1)
+torch.set_num_threads(2)
 sys.path.insert(0, sys.argv[4])
 from conftest import run_extract
-run_extract(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), shard_size=5, batch_size=2)
+run_extract(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), **json.loads(sys.argv[5]))
 """
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, clip_folder):
+@pytest.mark.parametrize(
+    "options", [{"workers": 1}, {"workers": 3, "codec": "int8", "views": 2}, {"workers": 2, "format": "webdataset"}]
+)
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, clip_folder, options):
+    """Ten SIGKILLs each: while records are read, in the middle of shards, between a shard and its note, at the end."""
     source = make_pictures(tmp_path / "pictures", copies=10)
-    calm = run_extract(source, clip_folder, tmp_path / "calm", shard_size=5, batch_size=2)
+    options = {"shard_size": 5, "batch_size": 2, **options}
+    calm = run_extract(source, clip_folder, tmp_path / "calm", **options)
     killed = tmp_path / "killed"
     tests = os.path.dirname(os.path.dirname(__file__))
-    command = [sys.executable, "-c", CODE, str(source), str(clip_folder), str(killed), tests]
-    draw, kills = random.Random(0), 0
-    while kills < 5:
-        process = subprocess.Popen(command)
-        have = len(list(killed.glob("shard-*"))) if killed.is_dir() else 0
-        while process.poll() is None and len(list(killed.glob("shard-*"))) <= have:
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.05))
+    command = [sys.executable, "-c", CODE, str(source), str(clip_folder), str(killed), tests, json.dumps(options)]
+    draw, kills = random.Random(json.dumps(options)), 0
+
+    def have():
+        return len(list(killed.glob("shard-*"))) if killed.is_dir() else 0
+
+    while kills < 10:
+        process, before = subprocess.Popen(command), have()
+        while process.poll() is None and have() <= before:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)
         if process.wait() == 0:
             break
         kills += 1
     subprocess.run(command, check=True)
-    assert kills >= 2
+    assert kills >= 7
     assert not list(killed.glob("*.tmp"))
     assert files(killed) == files(calm.folder)
+    assert Features(killed).keys == calm.keys
+    assert len(set(calm.keys)) == 120
 
 
-def test_a_full_disk_loses_nothing(tmp_path, clip_folder):
-    """A tmpfs too small for the features: one line, exit code 1; with room the same command ends the work."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(disk)], capture_output=True).returncode:
+@pytest.fixture
+def disk(tmp_path):
+    """A tmpfs of 200 kB, and what gives it room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a tmpfs needs root")
-    try:
-        source = make_pictures(tmp_path / "pictures", copies=10)
-        command = [sys.executable, "-m", "qf.cli", "extract", str(source), "--encoder", str(clip_folder)]
-        command += ["--workspace", str(disk), "--shard-size", "10", "--precision", "float32"]
-        out = subprocess.run(command, capture_output=True, text=True)
-        assert out.returncode == 1
-        assert out.stderr.strip().splitlines()[-1].startswith("qf: error: the disk is full; free some space")
-        done = {p.name for p in (disk / "features").glob("shard-*.arrow")}
-        assert 0 < len(done) < 12
-        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
-        out = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert len(Features(disk / "features")) == 120
-    finally:
-        subprocess.run(["umount", str(disk)], check=False)
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=8m", str(folder)], check=True)
+    subprocess.run(["umount", str(folder)], check=False)
+
+
+def test_what_cannot_fit_is_not_begun(tmp_path, clip_folder, disk):
+    """One line with the figures, exit code 1; with room the same command does the work."""
+    folder, give_room = disk
+    source = make_pictures(tmp_path / "pictures", copies=10)
+    command = [sys.executable, "-m", "qf.cli", "extract", str(source), "--encoder", str(clip_folder)]
+    command += ["--workspace", str(folder), "--precision", "float32"]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 1
+    said = out.stderr.strip().splitlines()[-1]
+    assert said.startswith("qf: error: the features will weigh about 0.6 MB, and ")
+    assert "has 0.2 MB free; make room, choose another --workspace" in said
+    assert not list((folder / "features").glob("shard-*"))
+    give_room()
+    subprocess.run(command, capture_output=True, check=True)
+    assert len(Features(folder / "features")) == 120
+
+
+def test_a_disk_that_fills_up_loses_nothing(tmp_path, clip_folder, disk):
+    """Another process takes the room meanwhile; what is finished stays, and with room the same command goes on."""
+    folder, give_room = disk
+    give_room()
+    source = make_pictures(tmp_path / "pictures", copies=10)
+
+    def fill(status):
+        if status.done == 40 and not (folder / "ballast").exists():
+            free = shutil.disk_usage(folder).free
+            (folder / "ballast").write_bytes(bytes(free - 2**15))
+
+    with pytest.raises(OSError, match="No space left"):
+        run_extract(source, clip_folder, folder / "features", shard_size=10, batch_size=5, progress=fill)
+    done = {path.name for path in (folder / "features").glob("shard-*.arrow")}
+    assert 2 < len(done) < 12
+    assert not list((folder / "features").glob("*.tmp"))
+    (folder / "ballast").unlink()
+    features = run_extract(source, clip_folder, folder / "features", shard_size=10, batch_size=5)
+    assert len(features) == 120
+    assert files(features.folder) == files(
+        run_extract(source, clip_folder, tmp_path / "calm", shard_size=10, batch_size=5).folder
+    )

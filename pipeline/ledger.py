@@ -1,0 +1,157 @@
+"""What a features folder says of itself while it is filled: the plan, a note beside each finished shard, and the rejects.
+
+A note holds a shard's checksum and rejects and is written after it, so that the same command, run again after whatever stopped
+it, goes on at the first shard that has none (img2dataset's idea: resume is which records exist). The manifest comes last and
+replaces plan and notes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .artifacts import (
+    MANIFEST,
+    atomic_file,
+    difference,
+    has_manifest,
+    read_json,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
+from .catalogue import Catalogue
+from .errors import ArtifactError, DatasetError
+
+PLAN = "plan.json"
+REJECTS = "rejects.jsonl"
+ABOUT = (
+    "encoder",
+    "codec",
+    "format",
+    "views",
+    "augmentation",
+    "source",
+    "shard_size",
+)  # what the manifest takes over from the plan
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A record that could not be used, and why."""
+
+    key: str
+    image: str
+    reason: str
+
+
+class Ledger:
+    """The books of a features folder. `plan` is JSON: ABOUT, with `records` and `path` in its `source`."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any], suffix: str) -> None:
+        self.folder, self.plan = folder, json.loads(json.dumps(plan))  # as it will be read back
+        count = -(-plan["source"]["records"] // plan["shard_size"])
+        self.shards = [folder / f"shard-{number:05d}{suffix}" for number in range(count)]
+
+    def open(self, overwrite: bool) -> bool:
+        """Whether the features are there already. Clears them for --overwrite; ArtifactError if the folder holds others."""
+        if overwrite:
+            for path in [
+                self.folder / MANIFEST,
+                *self.folder.glob("*.json"),
+                *self.folder.glob("shard-*"),
+                self.folder / REJECTS,
+            ]:
+                path.unlink(missing_ok=True)
+        finished = has_manifest(self.folder)
+        if finished or (self.folder / PLAN).is_file():
+            old = read_manifest(self.folder, "features") if finished else read_json(self.folder / PLAN)
+            if changed := difference(_comparable(old), _comparable(self.plan)):
+                raise ArtifactError(
+                    f"{self.folder} holds features made otherwise: {changed}; choose another --workspace, or replace them with "
+                    "--overwrite"
+                )
+        else:
+            write_json(self.folder / PLAN, self.plan)
+        if finished:
+            self._sweep()
+        return finished
+
+    def manifest(self) -> dict[str, Any]:
+        """That of the finished features."""
+        return read_manifest(self.folder, "features")
+
+    def noted(self, number: int) -> list[Reject] | None:
+        """The rejects of a shard that is complete, or None."""
+        shard = self.shards[number]
+        note = shard.with_suffix(".json")
+        if not (note.is_file() and shard.is_file()):
+            return None
+        said = read_json(note)
+        return [Reject(**reject) for reject in said["rejects"]] if shard.stat().st_size == said["bytes"] else None
+
+    def note(self, number: int, records: int, size: int, sha256: str, rejects: Sequence[Reject]) -> None:
+        """Declare a shard complete."""
+        shard = self.shards[number]
+        said = {"file": shard.name, "records": records, "bytes": size, "sha256": sha256}
+        write_json(shard.with_suffix(".json"), {**said, "rejects": [vars(reject) for reject in rejects]})
+
+    def too_many(self, allowed: float) -> DatasetError:
+        """The error to raise. Shards with rejects lose their notes, so that they are done again once the cause is mended."""
+        rejects = self._gather_rejects()
+        for number, shard in enumerate(self.shards):
+            if self.noted(number):
+                shard.with_suffix(".json").unlink()
+        first = rejects[0]
+        return DatasetError(
+            f"{len(rejects)} of {self.plan['source']['records']} records were rejected, more than --max-rejects {allowed:g} "
+            f"allows; the first: {first.image or first.key}: {first.reason}; all are in {self.folder / REJECTS} (is --images right?)"
+        )
+
+    def _gather_rejects(self) -> list[Reject]:
+        """Those of all noted shards, also written to rejects.jsonl."""
+        rejects = [reject for number in range(len(self.shards)) for reject in self.noted(number) or ()]
+        with atomic_file(self.folder / REJECTS) as file:
+            file.writelines(json.dumps(vars(reject), ensure_ascii=False).encode() + b"\n" for reject in rejects)
+        return rejects
+
+    def close(self, records: Catalogue) -> dict[str, Any]:
+        """Gather the notes into rejects and manifest, and take them away; the manifest."""
+        notes = [shard.with_suffix(".json") for shard in self.shards]
+        shards = [{k: v for k, v in read_json(note).items() if k != "rejects"} for note in notes]
+        rejects = self._gather_rejects()
+        rejected = {reject.key for reject in rejects}
+        splits, captions = dict(records.splits), dict(records.captions)
+        for record in records if rejected else ():
+            if record.key in rejected and not record.problem:  # those with a problem are not counted there
+                splits[record.split] -= 1
+                captions[record.split] -= len(record.captions)
+        content = {
+            **{key: self.plan[key] for key in ABOUT},
+            "records": sum(splits.values()),
+            "captions": sum(captions.values()),
+            "splits": splits,
+            "rejected": len(rejects),
+            "shards": [shard for shard in shards if shard["records"]],
+        }
+        write_manifest(self.folder, "features", content)
+        self._sweep()
+        return self.manifest()
+
+    def _sweep(self) -> None:
+        """Take away plan, notes, and shards of which every record was rejected."""
+        kept = {shard["file"] for shard in self.manifest()["shards"]}
+        for shard in self.shards:
+            shard.with_suffix(".json").unlink(missing_ok=True)
+            if shard.name not in kept:
+                shard.unlink(missing_ok=True)
+        (self.folder / PLAN).unlink(missing_ok=True)
+
+
+def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal for shards to be mixed: not where encoder and dataset lie."""
+    return {
+        **{key: plan[key] for key in ABOUT},
+        "encoder": {key: value for key, value in plan["encoder"].items() if key != "id"},
+        "source": {key: value for key, value in plan["source"].items() if key != "path"},
+    }
