@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from .errors import DatasetError
-from .records import Record
+from .records import Record, encodable
 from .sources import ImageFile, ParquetCell, Source, TarSlice
 
 BATCH = 4096  # records in a batch of the file, the last one excepted
@@ -169,7 +169,7 @@ def _unpack(place: Place, name: str, start: int, extent: int) -> Source:
 def _encodable(record: Record) -> Record:
     """The record with what no UTF-8 can say replaced by question marks; an image so named cannot be found."""
     key, image, problem, *captions = (
-        text.encode(errors="replace").decode() for text in (record.key, record.image, record.problem, *record.captions)
+        encodable(text) for text in (record.key, record.image, record.problem, *record.captions)
     )
     source = record.source
     if image != record.image or (isinstance(source, ImageFile) and source.name != image):

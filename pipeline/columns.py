@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from .errors import DatasetError
-from .records import CAPTION_NAMES, ReadOptions, Record, image_folder, split_of, texts
+from .records import CAPTION_NAMES, ReadOptions, Record, encodable, image_folder, split_of, texts
 from .sources import ImageFile, ParquetCell, Source
 
 IMAGE_COLUMNS = (
@@ -108,11 +108,7 @@ def image_name(value: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    """The value as text that polars can hold: no half surrogate pairs, which JSON can write."""
-    if value is None or isinstance(value, bytes):
-        return None
-    text = str(value)
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    return None if value is None or isinstance(value, bytes) else encodable(str(value))
 
 
 def grouped_records(frame: pl.DataFrame, paths: Sequence[Path], leaf: str, options: ReadOptions) -> Iterator[Record]:
