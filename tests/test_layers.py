@@ -24,6 +24,7 @@ ORDER = {
         "images",
         "sources",
         "records",
+        "spool",
         "catalogue",
         "rows",
         "columns",
