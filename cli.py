@@ -68,7 +68,7 @@ def common(
 @app.command()
 def demo(
     workspace: Workspace = HERE / "demo",
-    epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 6,
+    epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 8,
     scenes: Annotated[
         int, typer.Option(min=8, help="Training scenes, besides 250 to validate and 500 to test.")
     ] = 4000,
@@ -82,7 +82,9 @@ def demo(
     from .pipeline.device import resolve_device
     from .retrieval.demo import Watch, demo
 
-    config = TrainConfig(epochs=epochs, seed=seed, precision=precision, lr=1e-3, easy_negatives=1.0)
+    config = TrainConfig(
+        epochs=epochs, seed=seed, precision=precision, batch_size=64, lr=1e-3, contrast_first=0.6, easy_negatives=1.0
+    )
     with Display(quiet) as display:
         watch = Watch(display.say, display.extracting, display.training)
         summary = demo(workspace, scenes, config, resolve_device(device), precision, watch)
@@ -107,10 +109,13 @@ def extract(
         ),
     ],
     encoder: Annotated[
-        str, typer.Option(help="builtin, a Hugging Face id or folder of a CLIP model, or a folder with model.onnx.")
+        str,
+        typer.Option(
+            help="builtin, a Hugging Face id or folder (CLIP, SigLIP, DINO, BLIP-2), or a folder with model.onnx."
+        ),
     ] = "openai/clip-vit-base-patch32",
     layer: Annotated[
-        int | None, typer.Option(help="Layer whose output is cached; -2 for CLIP, the last for ONNX.")
+        int | None, typer.Option(help="Layer whose output is cached; -2 unless given, the last for BLIP-2 and ONNX.")
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder that image paths are relative to, and may not leave.")
@@ -127,7 +132,9 @@ def extract(
     test_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Share to test on, where no split is named.")
     ] = 0.0,
-    codec: Annotated[str, typer.Option(help="float16 or float32: how features are stored.")] = "float16",
+    codec: Annotated[
+        str, typer.Option(help="How features are stored: float32, float16, int8 (half of float16) or int4.")
+    ] = "float16",
     batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 64,
     shard_size: Annotated[int, typer.Option(min=1, help="Records in a shard.")] = 1024,
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode; 0: one a core.")] = 0,
@@ -174,8 +181,12 @@ def train(
     matched_captions: Annotated[
         int, typer.Option(min=0, help="Of these, how many matching and generation see; 0: all.")
     ] = DEFAULTS.matched_captions,
+    contrast_first: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of training with the contrast alone, before the others join.")
+    ] = DEFAULTS.contrast_first,
     easy_negatives: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of training in which negatives go from random to the hardest.")
+        float,
+        typer.Option(min=0, max=1, help="Share of matching in which its negatives go from all random to all hard."),
     ] = DEFAULTS.easy_negatives,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
     warmup_steps: Annotated[
@@ -346,20 +357,53 @@ def info(
     as_json: Json = False,
 ) -> None:
     """What a features folder, run or index is, and how it was made."""
-    from .pipeline.artifacts import has_manifest, read_manifest
+    from .pipeline.artifacts import read_manifest
 
-    if has_manifest(path) or path.is_file():
-        found = {str(path): read_manifest(path)}
-    else:
-        parts = [path / "features", *sorted((path / "runs").glob("*")), path / "index"]
-        found = {str(part): read_manifest(part) for part in parts if has_manifest(part)}
-        if not found:
-            raise QfError(f"{path} holds no features, run or index; begin with `qf extract SOURCE` or `qf demo`")
+    found = {str(part): read_manifest(part) for part in artifacts_at(path)}
     if as_json:
         print_json(found if len(found) > 1 else next(iter(found.values())))
         return
     for name, manifest in found.items():
         say_info(name, manifest)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="A features folder, a run, an index, or a workspace.")] = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check the checksums and counts of artifacts; exit code 1 when anything is off."""
+    from .retrieval.verify import verify
+
+    checked = []
+    with Display(quiet) as display:
+        for part in artifacts_at(path):
+            display.say(f"verifying {part}")
+            checked.append(verify(part))
+    if as_json:
+        print_json(checked if len(checked) > 1 else checked[0])
+    else:
+        for result in checked:
+            say_verify(result)
+    wrong = [result for result in checked if result["problems"]]
+    if wrong:
+        count = sum(len(result["problems"]) for result in wrong)
+        raise QfError(f"{wrong[0]['problems'][0]} ({count} problems in all); {wrong[0]['cure']}")
+
+
+def artifacts_at(path: Path) -> list[Path]:
+    """The artifact at `path`, or those of the workspace there."""
+    from .pipeline.artifacts import has_manifest
+
+    if has_manifest(path) or path.is_file():
+        return [path]
+    parts = [
+        part for part in (path / "features", *sorted((path / "runs").glob("*")), path / "index") if has_manifest(part)
+    ]
+    if not parts:
+        raise QfError(f"{path} holds no finished features, run or index; begin with `qf extract SOURCE` or `qf demo`")
+    return parts
 
 
 def run_folder(workspace: Path, name: str | None) -> Path:
@@ -401,6 +445,13 @@ def say_extract(s: dict[str, Any]) -> None:
         f"features  {s['records']:,} images ({splits}), {s['captions']:,} captions, {s['rejected']:,} rejected; "
         f"{size(s['bytes'])} in {s['shards']} shards at {s['features']}  ({duration(s['seconds'])}, {rate})"
     )
+
+
+def say_verify(s: dict[str, Any]) -> None:
+    for problem in s["problems"]:
+        print(f"{s['kind']:<9} {problem}")
+    if not s["problems"]:
+        print(f"{s['kind']:<9} {s['path']}: sound; {s['files']:,} files, {size(s['bytes'])}")
 
 
 def say_train(s: dict[str, Any]) -> None:

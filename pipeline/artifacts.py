@@ -83,6 +83,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def described(path: Path) -> dict[str, Any]:
+    """A file of an artifact as manifests list it: {file, bytes, sha256}."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
 def sha256_json(value: Any) -> str:
     """Hexadecimal SHA-256 of a JSON value: the identity of a manifest, whatever its layout."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

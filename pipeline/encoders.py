@@ -1,13 +1,15 @@
-"""Frozen encoders: pixels to token features, and a text tower where there is a joint space.
+"""Frozen encoders: pixels to token features, and to the joint embedding where there is a joint space with text.
 
-`load_encoder` takes `builtin`, a Hugging Face id or local folder of a CLIP model, or a folder with an ONNX export.
-Tokens are the chosen layer's output before the final layer norm, class token included, as BLIP-2 takes them
-(Li et al. 2023, section 3.1: the second-last layer)."""
+`load_encoder` takes `builtin`, a Hugging Face id or local folder of a transformers vision model, told by its config.json,
+or a folder with an ONNX export. Tokens are the chosen layer's output before the final layer norm, class and register
+tokens included. The default is the second-last layer, which served BLIP-2 better than the last (Li et al. 2023, section
+3.1), also for DINO; BLIP-2's own vision model was saved without its last layer, so there it is the last."""
 
+import hashlib
 import json
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,12 +32,42 @@ class FrozenEncoder(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two encoders' features interchangeable: id, sha256, layer, tokens, width, joint, preprocessing."""
+        """What makes two encoders' features interchangeable: id, sha256, layer, precision, tokens T, width W, joint width
+        P or None, preprocessing."""
         ...
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """(B, 3, H, W) uint8 -> tokens (B, T, W) float32, and pooled (B, P) float32, L2-normalised, or None."""
+        """(B, 3, H, W) uint8 -> tokens (B, T, W) float32, and pooled (B, P) float32, L2-normalised, or None. For one
+        thread at a time."""
         ...
+
+
+@dataclass(frozen=True)
+class Tower:
+    """How transformers names a kind of vision model: its class, the default layer, the output with the joint embedding."""
+
+    model: str
+    layer: int
+    joint: str | None = None
+
+
+CLIP = Tower("CLIPVisionModelWithProjection", -2, "image_embeds")
+METACLIP_2 = Tower("MetaClip2VisionModelWithProjection", -2, "image_embeds")
+SIGLIP = Tower("SiglipVisionModel", -2, "pooler_output")  # fixed-resolution SigLIP 2 as well
+BLIP_2 = Tower("Blip2VisionModel", -1)
+TOWERS = {  # by the model_type of config.json
+    "clip": CLIP,
+    "clip_vision_model": CLIP,
+    "metaclip_2": METACLIP_2,
+    "metaclip_2_vision_model": METACLIP_2,
+    "siglip": SIGLIP,
+    "siglip_vision_model": SIGLIP,
+    "blip-2": BLIP_2,
+    "blip_2_vision_model": BLIP_2,
+    "dinov2": Tower("Dinov2Model", -2),
+    "dinov2_with_registers": Tower("Dinov2WithRegistersModel", -2),
+    "dinov3_vit": Tower("DINOv3ViTModel", -2),
+}
 
 
 def encoder_folder(name: str) -> Path:
@@ -50,8 +82,9 @@ def encoder_folder(name: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors", "*.onnx"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.onnx"]))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))  # no folders of variants
     except Exception as error:  # the hub's client raises many kinds; all mean that the model is not here
         raise EncoderError(
             f"encoder {name} cannot be fetched from Hugging Face ({type(error).__name__}); check the id and the "
@@ -64,18 +97,43 @@ def load_encoder(name: str, device: torch.device, dtype: torch.dtype, layer: int
     folder = encoder_folder(name)
     if (folder / "model.onnx").is_file():
         return OnnxEncoder(name, folder, device, layer)
-    kind = _config(folder / "config.json").get("model_type")
-    if kind != "clip":
-        raise EncoderError(f"encoder {name} is of type {kind!r}; qf takes CLIP models and ONNX exports")
-    return ClipEncoder(name, folder, device, dtype, -2 if layer is None else layer)
+    kind = model_type(folder)
+    if kind in TOWERS:
+        return TransformersEncoder(name, folder, TOWERS[kind], device, dtype, layer)
+    if kind == "siglip2":
+        raise EncoderError(
+            f"encoder {name} is a NaFlex SigLIP 2, whose tokens differ in number from picture to picture; use one of fixed "
+            "resolution, such as google/siglip2-base-patch16-224"
+        )
+    raise EncoderError(
+        f"encoder {name} is of type {kind!r}; qf takes ONNX exports and the transformers models {', '.join(TOWERS)}"
+    )
 
 
-def _config(path: Path) -> dict[str, Any]:
+def model_type(folder: Path) -> str | None:
+    """What config.json says the model is."""
+    kind: str | None = read_config(folder / "config.json").get("model_type")
+    return kind
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder. EncoderError if it is not there or not one."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EncoderError(f"{path.parent} is no encoder: {path.name} cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise EncoderError(f"{path.parent} is no encoder: {path.name} cannot be read ({reason})") from error
+    if not isinstance(value, dict):
+        raise EncoderError(f"{path.parent} is no encoder: {path.name} is not a JSON object")
     return value
+
+
+def read_preprocessing(folder: Path) -> Preprocessing:
+    """What the model's processor does, from where transformers saves it: nested in processor_config.json since version 5,
+    preprocessor_config.json before."""
+    nested = folder / "processor_config.json"
+    config = read_config(nested).get("image_processor") if nested.is_file() else None
+    return Preprocessing.from_config(config or read_config(folder / "preprocessor_config.json"))
 
 
 def weights_sha256(folder: Path) -> str:
@@ -85,39 +143,63 @@ def weights_sha256(folder: Path) -> str:
         raise EncoderError(f"{folder} holds no model.safetensors and no model.onnx")
     if len(files) == 1:
         return sha256_file(files[0])
-    import hashlib
-
     return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
 
 
-class ClipEncoder:
-    """The image tower of a transformers CLIP."""
+class TransformersEncoder:
+    """The vision model of a transformers folder, alone: of a BLIP-2 neither Q-Former nor language model is read."""
 
-    def __init__(self, name: str, folder: Path, device: torch.device, dtype: torch.dtype, layer: int) -> None:
-        from transformers import CLIPVisionModelWithProjection
-
-        self.preprocessing = Preprocessing.from_config(_config(folder / "preprocessor_config.json"))
-        self.model = _quietly_load(CLIPVisionModelWithProjection, folder).to(device)
-        self.device, self.dtype, self.name, self.layer = device, dtype, name, layer
-        config = self.model.config
-        layers = config.num_hidden_layers
-        if not -layers - 1 <= layer <= layers:
-            raise EncoderError(f"--layer {layer}: {name} has {layers} layers; use {-layers - 1} to {layers}")
-        self.tokens = (config.image_size // config.patch_size) ** 2 + 1
+    def __init__(
+        self, name: str, folder: Path, tower: Tower, device: torch.device, dtype: torch.dtype, layer: int | None
+    ) -> None:
+        self.name, self.device, self.dtype = name, device, dtype
+        self.preprocessing = read_preprocessing(folder)
         self.sha256 = weights_sha256(folder)
+        self.model, missing = load_tower(tower.model, folder)
+        # a folder saved from CLIPVisionModel has no projection, hence no joint space
+        self.joint_output = None if missing == {"visual_projection.weight"} else tower.joint
+        if missing and self.joint_output == tower.joint:
+            raise EncoderError(f"encoder {name} lacks {len(missing)} weights of {tower.model}, such as {min(missing)}")
+        self.layer = tower.layer if layer is None else layer
+        self._keep_layer()
+        if dtype != torch.float32:
+            for module in self.model.modules():  # once, what autocast would do again in every forward pass
+                if isinstance(module, torch.nn.Linear):
+                    module.to(dtype)
+        self.model.to(device)
         self.mean, self.std = _normalisation(self.preprocessing, device)
+        height, width = self.preprocessing.height, self.preprocessing.width
+        try:  # the number of tokens depends on the model and on the picture's size: one forward pass tells
+            tokens, pooled = self.encode(np.zeros((1, 3, height, width), np.uint8))
+        except (ValueError, RuntimeError) as error:
+            raise EncoderError(
+                f"encoder {name} does not take the {height}x{width} pixels that its preprocessor_config.json makes: {first_line(error)}"
+            ) from error
+        self.tokens, self.width = tokens.shape[1:]
+        self.joint = None if pooled is None else pooled.shape[1]
+
+    def _keep_layer(self) -> None:
+        """Have `self.hidden` set to the chosen layer's output by each forward pass, and drop layers that nothing needs."""
+        layers = next(m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList))
+        count = len(layers)
+        if not -count - 1 <= self.layer <= count:
+            raise EncoderError(f"--layer {self.layer}: {self.name} has {count} layers; use {-count - 1} to {count}")
+        depth = self.layer % (count + 1)  # layers to go through; 0 is what enters the first
+        self.hidden = torch.empty(0)
+
+        def keep(hidden: torch.Tensor) -> None:
+            self.hidden = hidden
+
+        if depth:
+            layers[depth - 1].register_forward_hook(lambda module, inputs, output: keep(output))
+        else:
+            layers[0].register_forward_pre_hook(lambda module, inputs: keep(inputs[0]))
+        if self.joint_output is None:
+            del layers[max(depth, 1) :]
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {
-            "id": self.name,
-            "sha256": self.sha256,
-            "layer": self.layer,
-            "tokens": self.tokens,
-            "width": self.model.config.hidden_size,
-            "joint": self.model.config.projection_dim,
-            "preprocessing": asdict(self.preprocessing),
-        }
+        return _identity(self, self.layer, str(self.dtype).removeprefix("torch."))
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -127,9 +209,11 @@ class ClipEncoder:
         values = batch.to(self.device, non_blocking=True).float()
         values = (values * self.preprocessing.rescale_factor - self.mean) / self.std  # (B, 3, H, W)
         with autocast(self.device, self.dtype):
-            out = self.model(pixel_values=values, output_hidden_states=True)
-        pooled = torch.nn.functional.normalize(out.image_embeds.float(), dim=-1)
-        return out.hidden_states[self.layer].float().cpu().numpy(), pooled.cpu().numpy()
+            out = self.model(pixel_values=values)
+        tokens = self.hidden.float().cpu().numpy()
+        joint = None if self.joint_output is None else getattr(out, self.joint_output)
+        pooled = None if joint is None else torch.nn.functional.normalize(joint.float(), dim=-1).cpu().numpy()
+        return tokens, pooled
 
 
 class OnnxEncoder:
@@ -144,17 +228,17 @@ class OnnxEncoder:
             ) from error
         if layer not in (None, -1):
             raise EncoderError(f"--layer {layer}: an ONNX encoder gives its last layer only; leave --layer out")
-        self.preprocessing = Preprocessing.from_config(_config(folder / "preprocessor_config.json"))
+        self.preprocessing = read_preprocessing(folder)
         available = onnxruntime.get_available_providers()
         wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
-        self.session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"),
-            options,
-            providers=[p for p in wanted if p in available] + ["CPUExecutionProvider"],
-        )
+        providers = [p for p in wanted if p in available] + ["CPUExecutionProvider"]
+        try:
+            self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise EncoderError(f"{folder / 'model.onnx'} cannot be loaded: {first_line(error)}") from error
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
         if "last_hidden_state" not in outputs or "pixel_values" not in {i.name for i in self.session.get_inputs()}:
             raise EncoderError(
@@ -170,15 +254,7 @@ class OnnxEncoder:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {
-            "id": self.name,
-            "sha256": self.sha256,
-            "layer": -1,
-            "tokens": self.tokens,
-            "width": self.width,
-            "joint": self.joint,
-            "preprocessing": asdict(self.preprocessing),
-        }
+        return _identity(self, -1, "float32")
 
     def encode(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         values = (pixels.astype(np.float32) * np.float32(self.preprocessing.rescale_factor) - self.mean) / self.std
@@ -191,58 +267,57 @@ class OnnxEncoder:
         return tokens.astype(np.float32, copy=False), pooled
 
 
+def _identity(encoder: TransformersEncoder | OnnxEncoder, layer: int, precision: str) -> dict[str, Any]:
+    return {
+        "id": encoder.name,
+        "sha256": encoder.sha256,
+        "layer": layer,
+        "precision": precision,
+        "tokens": encoder.tokens,
+        "width": encoder.width,
+        "joint": encoder.joint,
+        "preprocessing": asdict(encoder.preprocessing),
+    }
+
+
 def _normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return mean, std
 
 
-def _quietly_load(model_class: Any, folder: Path) -> Any:
-    """`from_pretrained` of one tower; its report on the other tower's weights is not for the user."""
+def load_tower(model_class: str, folder: Path) -> tuple[Any, set[str]]:
+    """One tower of the model in `folder`, in float32 and for inference, and which of its weights the files lack.
+
+    Tensors of other parts are not read; transformers' report on them is not for the user. EncoderError if it cannot be
+    loaded."""
+    import transformers
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        return model_class.from_pretrained(folder, dtype=torch.float32).eval()
+        model, info = getattr(transformers, model_class).from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            # transformers itself strips this prefix for the other models
+            key_mapping={r"^vision_model\.": ""} if model_class == BLIP_2.model else None,
+        )
     except Exception as error:  # safetensors, JSON and shape errors alike mean a broken model folder
-        raise EncoderError(f"encoder {folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise EncoderError(f"encoder {folder} cannot be loaded: {first_line(error)}") from error
     finally:
         logging.set_verbosity(level)
+    if info["mismatched_keys"]:
+        raise EncoderError(
+            f"encoder {folder} cannot be loaded: {len(info['mismatched_keys'])} weights are not of the sizes in config.json, "
+            f"such as {min(info['mismatched_keys'])[0]}"
+        )
+    return model.eval(), set(info["missing_keys"])
 
 
-class TextTower:
-    """The text side of an encoder with a joint space: captions to unit vectors beside `pooled`."""
-
-    def __init__(self, identity: dict[str, Any], device: torch.device) -> None:
-        """`identity` is the encoder's, from a features manifest. EncoderError if the weights are other ones, or have no text tower."""
-        from transformers import AutoTokenizer, CLIPTextModelWithProjection
-
-        name = identity["id"]
-        if identity["joint"] is None:
-            raise EncoderError(f"encoder {name} has no text tower; train a model first: qf train")
-        folder = encoder_folder(name)
-        if (folder / "model.onnx").is_file():
-            raise EncoderError(
-                f"encoder {name} is an ONNX image encoder without a text tower; train a model first: qf train"
-            )
-        if weights_sha256(folder) != identity["sha256"]:
-            raise EncoderError(
-                f"encoder {name} is no longer the one that made the features; extract again with --overwrite"
-            )
-        self.model = _quietly_load(CLIPTextModelWithProjection, folder).to(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.device = device
-
-    @torch.inference_mode()
-    def encode(self, texts: list[str], batch_size: int = 256) -> np.ndarray:
-        """(M,) texts -> (M, P) float32, L2-normalised; longer texts are cut at the tower's limit."""
-        limit = self.model.config.max_position_embeddings
-        parts = []
-        for start in range(0, len(texts), batch_size):
-            batch = self.tokenizer(
-                texts[start : start + batch_size], padding=True, truncation=True, max_length=limit, return_tensors="pt"
-            ).to(self.device)
-            out = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).text_embeds
-            parts.append(torch.nn.functional.normalize(out, dim=-1).cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, self.model.config.projection_dim), np.float32)
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

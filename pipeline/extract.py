@@ -15,25 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .ahead import map_ahead
 from .artifacts import (
     MANIFEST,
     atomic_file,
+    described,
     difference,
     has_manifest,
     locked,
     read_json,
     read_manifest,
-    sha256_file,
     write_json,
     write_manifest,
 )
 from .catalogue import Catalogue
+from .codecs import CODECS, encode
 from .datasets import Dataset
 from .encoders import FrozenEncoder
 from .errors import ArtifactError, DatasetError, QfError
-from .features import CODECS, Row, schema, write_shard
+from .features import Row, schema, write_shard
 from .images import Preprocessing, UnreadableImage, load_image, thumbnail
 from .records import Record
 from .sources import load
@@ -78,7 +80,7 @@ def extract(
 
     ArtifactError if the folder holds features of something else; QfError if too many records are rejected."""
     if options.codec not in CODECS:
-        raise QfError(f"--codec {options.codec}: use {' or '.join(CODECS)}")
+        raise QfError(f"--codec {options.codec}: use one of {', '.join(CODECS)}")
     records = dataset.records
     plan = {
         "encoder": encoder.identity,
@@ -112,19 +114,13 @@ def extract(
                         records[shard.start : shard.stop],
                         clock,
                         pool,
-                        options.batch_size,
+                        options,
                         rejects,
                         partial(advance, done),
                     )
                     count = write_shard(path, columns, rows)
                     encoded += count
-                    note = {
-                        "file": path.name,
-                        "records": count,
-                        "bytes": path.stat().st_size,
-                        "sha256": sha256_file(path),
-                        "rejects": [vars(reject) for reject in rejects],
-                    }
+                    note = {**described(path), "records": count, "rejects": [vars(reject) for reject in rejects]}
                     write_json(path.with_suffix(".json"), note)
                 rejected += len(read_json(path.with_suffix(".json"))["rejects"])
                 if rejected > options.max_rejects * len(records):
@@ -272,7 +268,7 @@ def _encode(
     shard: Sequence[Record],
     clock: _Clock,
     pool: ThreadPoolExecutor,
-    batch_size: int,
+    options: ExtractOptions,
     rejects: list[Reject],
     progress: Callable[[int], None],
 ) -> Iterator[list[Row]]:
@@ -280,18 +276,20 @@ def _encode(
     preprocessing = clock.encoder.preprocessing
     batch: list[_Decoded] = []
     for seen, decoded in enumerate(
-        map_ahead(pool, lambda r: _decode(r, preprocessing), shard, 3 * batch_size), start=1
+        map_ahead(pool, lambda r: _decode(r, preprocessing), shard, 3 * options.batch_size), start=1
     ):
         if isinstance(decoded, Reject):
             rejects.append(decoded)
         else:
             batch.append(decoded)
-        if batch and (len(batch) == batch_size or seen == len(shard)):
+        if batch and (len(batch) == options.batch_size or seen == len(shard)):
             tokens, pooled = clock.encode(np.stack([d.pixels for d in batch]))
+            keys = [d.record.key for d in batch]
+            encoded = {n: a.numpy() for n, a in encode(options.codec, torch.from_numpy(tokens), keys).items()}
             yield [
                 Row(
                     d.record.key, d.record.split, d.record.image, d.record.captions,
-                    tokens[i], None if pooled is None else pooled[i], d.thumbnail, d.width, d.height,
+                    {n: a[i] for n, a in encoded.items()}, None if pooled is None else pooled[i], d.thumbnail, d.width, d.height,
                 )
                 for i, d in enumerate(batch)
             ]  # fmt: skip

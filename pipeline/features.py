@@ -1,8 +1,9 @@
 """Features on disk: the Arrow contract, its writer and its memory-mapped reader.
 
-A shard is an uncompressed Arrow IPC file that plain pyarrow reads; token features are `arrow.fixed_shape_tensor` [T, W]."""
+A shard is an uncompressed Arrow IPC file that plain pyarrow reads. Token features lie in the columns of their codec (codecs.py),
+each an `arrow.fixed_shape_tensor`; the writer takes and the reader gives them as they are on disk."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,23 +11,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from .artifacts import atomic_file, read_manifest, sha256_json
+from .codecs import Encoded, columns
 from .errors import ArtifactError
 
-CODECS = {"float16": pa.float16(), "float32": pa.float32()}
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a shard says of one image. `tokens` (T, W), `pooled` (P,) or None, `thumbnail` a small JPEG."""
+    """What a shard says of one image. `encoded`: the codec's columns; `pooled` (P,) or None; `thumbnail` a small JPEG."""
 
     key: str
     split: str
     image: str
     captions: Sequence[str]
-    tokens: np.ndarray
+    encoded: Mapping[str, np.ndarray]
     pooled: np.ndarray | None
     thumbnail: bytes
     width: int
@@ -40,13 +42,20 @@ def schema(tokens: int, width: int, joint: int | None, codec: str) -> pa.Schema:
         pa.field("split", pa.string(), nullable=False),
         pa.field("image", pa.string()),
         pa.field("captions", pa.list_(pa.string())),
-        pa.field("tokens", pa.fixed_shape_tensor(CODECS[codec], [tokens, width])),
+        *(
+            pa.field(name, pa.fixed_shape_tensor(_arrow_type(dtype), shape))
+            for name, (dtype, shape) in columns(codec, tokens, width).items()
+        ),
         *([pa.field("pooled", pa.fixed_shape_tensor(pa.float32(), [joint]))] if joint else []),
         pa.field("thumbnail", pa.binary()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
     ]
     return pa.schema(fields)
+
+
+def _arrow_type(dtype: torch.dtype) -> pa.DataType:
+    return pa.from_numpy_dtype(torch.empty(0, dtype=dtype).numpy().dtype)
 
 
 def write_shard(path: Path, schema: pa.Schema, batches: Iterable[Sequence[Row]]) -> int:
@@ -61,15 +70,13 @@ def write_shard(path: Path, schema: pa.Schema, batches: Iterable[Sequence[Row]])
 
 
 def _record_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
-    columns = []
+    arrays = []
+    contents = [{**vars(row), **row.encoded} for row in rows]
     for field in schema:
-        values = [getattr(row, field.name) for row in rows]
-        if isinstance(field.type, pa.FixedShapeTensorType):
-            stacked = np.stack(values).astype(field.type.value_type.to_pandas_dtype(), copy=False)
-            columns.append(_tensor_array(stacked, field.type))
-        else:
-            columns.append(pa.array(values, field.type))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+        values = [content[field.name] for content in contents]
+        tensor = isinstance(field.type, pa.FixedShapeTensorType)
+        arrays.append(_tensor_array(np.stack(values), field.type) if tensor else pa.array(values, field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _tensor_array(values: np.ndarray, type_: pa.FixedShapeTensorType) -> pa.ExtensionArray:
@@ -93,8 +100,9 @@ class Features:
             with pa.memory_map(str(path)) as source:
                 tables.append(pa.ipc.open_file(source).read_all())
         self.table = pa.concat_tables(tables)
-        self._tokens = self._chunks("tokens")
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._tokens])
+        sizes = self.manifest["encoder"]["tokens"], self.manifest["encoder"]["width"]
+        self._encoded = {name: self._chunks(name) for name in columns(self.manifest["codec"], *sizes)}
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._encoded["tokens"]])
 
     def _chunks(self, column: str) -> list[np.ndarray]:
         """The column's memory-mapped arrays (n, …), one a record batch."""
@@ -134,11 +142,13 @@ class Features:
         splits = self.table.column("split").to_numpy(zero_copy_only=False)
         return np.flatnonzero(splits == split)
 
-    def tokens(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Token features (n, T, W) of the given rows, in their order, in the type on disk; into `out` if given."""
-        if out is None:
-            out = np.empty((len(rows), *self._tokens[0].shape[1:]), self._tokens[0].dtype)
-        chunks = np.searchsorted(self._starts, rows, side="right") - 1
-        for i, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
-            out[i] = self._tokens[chunk][row - self._starts[chunk]]
-        return out
+    def encoded(self, rows: np.ndarray) -> Encoded:
+        """The codec's columns of the given rows, in their order, as on disk; `codecs.decode` makes (n, T, W) of them."""
+        out = {
+            name: np.empty((len(rows), *chunks[0].shape[1:]), chunks[0].dtype) for name, chunks in self._encoded.items()
+        }
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for i, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+            for name, chunks in self._encoded.items():
+                out[name][i] = chunks[number][row - self._starts[number]]
+        return {name: torch.from_numpy(values) for name, values in out.items()}

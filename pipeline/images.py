@@ -1,20 +1,38 @@
-"""Image bytes to what a frozen encoder takes, with every limit; equal to the model's own processor (its PIL backend)."""
+"""Image bytes to what a frozen encoder takes, with every limit; equal to the model's own processor (its PIL backend).
+
+Memory: larger pictures than MAX_PIXELS are refused by their header. One of that size takes 8 to 11 bytes a pixel while it
+is decoded and made upright RGB, as WebP 17, as JPEG 2000 20 (measured), and 3 to 4 afterwards: a worker stays below 2 GB,
+or 3.6 GB for the worst JPEG 2000."""
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from .errors import EncoderError
 
+# the raster formats that datasets come in; Pillow opens more, among them ones that start other programs (EPS: Ghostscript)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, twice what it warns about
 MAX_BYTES = 256 * 2**20
+STRIP_PIXELS = 2**20  # converted at once
 THUMBNAIL_SIZE = 128
+MAX_SIDE = 4096  # of what an encoder takes
 PANORAMA = 8  # pictures longer than this times their shorter side are cut before they are resized
+UPRIGHT = {  # EXIF orientation -> what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -26,31 +44,58 @@ class UnreadableImage(Exception):
 def load_image(source: Path | bytes) -> Image.Image:
     """The picture in `source`, upright, first frame, RGB. UnreadableImage with the reason if there is none.
 
-    Transparency is dropped as transformers' processors drop it; 16-bit greys keep their upper eight bits."""
+    Transparency is laid on white, as transformers' processors do. They take the stored picture as it is, so theirs
+    equals ours on the upright one; 16-bit greys, which they clip at 255, keep their upper eight bits here."""
     try:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if not 0 < size <= MAX_BYTES:
             raise UnreadableImage("empty file" if size == 0 else f"{size} bytes, the limit is {MAX_BYTES}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb and metadata warnings: our own limit follows
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UnreadableImage(f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS} in all")
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I"):  # 16 bits a channel: convert("RGB") would clip them at 255
-                    upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8))
-                return upright.convert("RGB")
+            return _to_rgb(_upright(_decoded(source)))
     except UnreadableImage:
         raise
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage("not an image that can be read") from error
+        raise UnreadableImage(f"not an image that qf reads ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"more than {MAX_PIXELS} pixels") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # what Pillow's decoders raise
-        raise UnreadableImage(f"damaged image: {error}") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes; none may end an extraction
+        raise UnreadableImage(f"damaged image: {error or type(error).__name__}") from error
+
+
+def _decoded(source: Path | bytes) -> Image.Image:
+    """The first frame, as stored. The size is checked in the header, before there are pixels."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage(f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS} in all")
+        image.load()
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation says that it is to be seen."""
+    try:
+        method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a picture whose EXIF is damaged is still a picture
+        method = None
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A plain RGB picture, made strip by strip, so that what lies in between never doubles a large picture."""
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if strip.mode.startswith("I"):  # 16 bits a channel: convert("RGB") would clip them at 255
+            strip = Image.fromarray((np.asarray(strip).clip(0, 0xFFFF).astype(np.uint16) >> 8).astype(np.uint8))
+        elif "A" in strip.getbands() or strip.info.get("transparency") is not None:
+            white = Image.new("RGBA", strip.size, "white")
+            strip = Image.alpha_composite(white, strip.convert("RGBA"))
+        rgb.paste(strip.convert("RGB"), (0, top))
+    return rgb
 
 
 def thumbnail(image: Image.Image, size: int = THUMBNAIL_SIZE) -> bytes:
@@ -62,15 +107,45 @@ def thumbnail(image: Image.Image, size: int = THUMBNAIL_SIZE) -> bytes:
     return data.getvalue()
 
 
+# What transformers' image processors do where preprocessor_config.json is silent, as its oldest files are on most. A size
+# of one number is the shorter side's, except Blip's and ViT's, which is the side of a square.
+CLIP = {
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "resample": Image.Resampling.BICUBIC,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+SQUARE = {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "CLIP": CLIP,
+    "Bit": CLIP,
+    "Siglip": SQUARE | {"resample": Image.Resampling.BICUBIC},
+    "Blip": CLIP | {"size": {"height": 384, "width": 384}, "do_center_crop": False},
+    "ViT": SQUARE | {"resample": Image.Resampling.BILINEAR},
+    "DINOv3ViT": SQUARE
+    | {
+        "resample": Image.Resampling.BILINEAR,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    },
+    "": {"resample": Image.Resampling.BICUBIC},  # written by hand, beside an ONNX export
+}
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What a model's `preprocessor_config.json` says of its input.
 
-    `shortest_edge` resizes keeping the aspect ratio; otherwise the picture is squashed to `height` x `width`."""
+    A picture is resized, its shorter side to `shortest_edge`, or squashed to `squash` (height, width), and the middle
+    `height` x `width` are cut out. DINOv3's processor resizes in floating point, ours rounds to whole grey levels as the
+    others do: a difference of at most one level."""
 
     height: int
     width: int
     shortest_edge: int | None
+    squash: tuple[int, int] | None
     resample: int
     rescale_factor: float
     mean: tuple[float, float, float]
@@ -79,52 +154,73 @@ class Preprocessing:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Preprocessing":
         """From the fields that transformers' image processors save. EncoderError if it is one that qf does not know."""
-        size = config.get("size", {"shortest_edge": 224})
+        name = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
+        kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
+        if kind not in PROCESSORS:
+            raise _refused(f"{name} is none of those that qf follows ({', '.join(filter(None, PROCESSORS))})")
+        config = PROCESSORS[kind] | {field: value for field, value in config.items() if value is not None}
+        if not config.get("do_resize", True) or config.get("do_pad", False):
+            raise _refused("do_resize is off or do_pad is on; qf needs pictures of one size")
+        size, crop = config.get("size"), config.get("crop_size")
         if isinstance(size, int):
-            size = {"shortest_edge": size}
-        crop = config.get("crop_size", size) if config.get("do_center_crop", False) else size
+            size = {"height": size, "width": size} if kind in ("Blip", "ViT") else {"shortest_edge": size}
         if isinstance(crop, int):
             crop = {"height": crop, "width": crop}
-        edge = size.get("shortest_edge")
-        if not {"height", "width"} <= crop.keys() or not (edge or {"height", "width"} <= size.keys()):
-            raise EncoderError(f"preprocessor_config.json: no fixed picture size in size {size} and crop_size {crop}")
-        if not config.get("do_resize", True):
-            raise EncoderError("preprocessor_config.json: do_resize is off; qf needs pictures of one size")
+        edge = size.get("shortest_edge") if isinstance(size, dict) and "longest_edge" not in size else None
+        out = crop if config.get("do_center_crop", False) else size
+        resized: list[Any] = (
+            [edge] if edge else [size.get("height"), size.get("width")] if isinstance(size, dict) else [None]
+        )
+        final: list[Any] = [out.get("height"), out.get("width")] if isinstance(out, dict) else [None]
+        if not all(isinstance(length, int) and 0 < length <= MAX_SIDE for length in resized + final):
+            raise _refused(f"no fixed picture size in size {size} and crop_size {crop}")
+        resample, factor = config["resample"], config.get("rescale_factor", 1 / 255)
+        if resample not in list(Image.Resampling) or not isinstance(factor, int | float):
+            raise _refused(f"resample {resample!r} or rescale_factor {factor!r} is no such thing")
         unit = config.get("do_normalize", True)
-        mean, std = (config.get("image_mean"), config.get("image_std")) if unit else ([0.0] * 3, [1.0] * 3)
-        if not (mean and std and len(mean) == len(std) == 3):
-            raise EncoderError("preprocessor_config.json: image_mean and image_std must have three values each")
         return cls(
-            height=crop["height"],
-            width=crop["width"],
+            height=final[0],
+            width=final[1],
             shortest_edge=edge,
-            resample=int(config.get("resample", Image.Resampling.BICUBIC)),
-            rescale_factor=config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
-            mean=(mean[0], mean[1], mean[2]),
-            std=(std[0], std[1], std[2]),
+            squash=None if edge else (resized[0], resized[1]),
+            resample=int(resample),
+            rescale_factor=factor if config.get("do_rescale", True) else 1.0,
+            mean=_three("image_mean", config.get("image_mean") if unit else 0.0),
+            std=_three("image_std", config.get("image_std") if unit else 1.0),
         )
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGB picture -> (3, height, width) uint8: resized and cropped. Rescaling and normalising are left to the device."""
-        if self.shortest_edge is None:
-            cropped = image.resize((self.width, self.height), self.resample)
-        else:
-            width, height = self._resized(*image.size)
-            left, top = (width - self.width) // 2, (height - self.height) // 2
-            box = (left, top, left + self.width, top + self.height)
-            if max(width, height) <= PANORAMA * self.shortest_edge:
-                cropped = image.resize((width, height), self.resample).crop(box)  # margins beyond the picture are black
-            else:  # cut out what is wanted first, or a strip of 10000 x 10 would become millions of pixels
-                x, y = image.width / width, image.height / height
-                part = (max(left, 0) * x, max(top, 0) * y, min(box[2], width) * x, min(box[3], height) * y)
-                inner = (min(box[2], width) - max(left, 0), min(box[3], height) - max(top, 0))
-                cropped = Image.new("RGB", (self.width, self.height))
-                cropped.paste(image.resize(inner, self.resample, box=part), (max(-left, 0), max(-top, 0)))
+        width, height = self._resized(*image.size)
+        left, top = (width - self.width) // 2, (height - self.height) // 2
+        box = (left, top, left + self.width, top + self.height)
+        if max(width, height) <= PANORAMA * min(width, height):
+            cropped = image.resize((width, height), self.resample).crop(box)  # margins beyond the picture are black
+        else:  # cut out what is wanted first, or a strip of 10000 x 10 would become millions of pixels
+            x, y = image.width / width, image.height / height
+            part = (max(left, 0) * x, max(top, 0) * y, min(box[2], width) * x, min(box[3], height) * y)
+            inner = (min(box[2], width) - max(left, 0), min(box[3], height) - max(top, 0))
+            cropped = Image.new("RGB", (self.width, self.height))
+            cropped.paste(image.resize(inner, self.resample, box=part), (max(-left, 0), max(-top, 0)))
         return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height with the shorter side at `shortest_edge`, the longer one cut to a whole number."""
+        """Width and height after resizing; the longer side is cut to a whole number."""
+        if self.squash:
+            return self.squash[1], self.squash[0]
         edge = self.shortest_edge or 0
         if width <= height:
             return edge, int(edge * height / width)
         return int(edge * width / height), edge
+
+
+def _three(name: str, value: Any) -> tuple[float, float, float]:
+    """A value a channel, from one or from three."""
+    values = [value] * 3 if isinstance(value, int | float) else value
+    if not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)):
+        raise _refused(f"{name} must be three values, not {value}")
+    return values[0], values[1], values[2]
+
+
+def _refused(reason: str) -> EncoderError:
+    return EncoderError(f"preprocessor_config.json: {reason}")

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from ..pipeline.device import resolve_precision
-from ..pipeline.encoders import TextTower, load_encoder
+from ..pipeline.encoders import load_encoder
 from ..pipeline.errors import EncoderError, QfError
 from ..pipeline.features import Features
 from ..pipeline.images import UnreadableImage, load_image
+from ..pipeline.text_tower import TextTower
 from .index import Index, check_origin, make_index, open_index
 from .runs import Run, open_run
 from .search import Hits, best_distinct, nearest_images, reorder

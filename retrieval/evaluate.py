@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipeline.encoders import TextTower
 from ..pipeline.errors import QfError
 from ..pipeline.features import Features
+from ..pipeline.text_tower import TextTower, has_text_tower
 from ..trainer.embed import rerank, similarity_matrix
 from ..trainer.metrics import image_to_text, retrieval, text_to_image
 from ..trainer.train import Validation
@@ -45,7 +45,7 @@ def evaluate_retrieval(
 
 def zero_shot_scores(features: Features, data: Validation, device: torch.device) -> Tensor | None:
     """The encoder's own scores (N, M), or None if it has no joint space with a text tower."""
-    if features.pooled is None:
+    if features.pooled is None or not has_text_tower(features.encoder):
         return None
     texts = TextTower(features.encoder, device).encode(data.texts)
     return torch.from_numpy(features.pooled[data.rows] @ texts.T)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..pipeline.artifacts import MANIFEST, atomic_file, locked, read_manifest, write_manifest
+from ..pipeline.artifacts import MANIFEST, atomic_file, described, locked, read_manifest, write_manifest
 from ..pipeline.errors import ArtifactError, QfError
 from ..pipeline.features import Features
 
 REBUILD = "rebuild it with `qf index`"
+FILES = ("images.faiss", "texts.faiss", "rows.arrow")
 COLUMNS = ("key", "split", "image", "captions", "thumbnail")
 
 
@@ -79,14 +80,15 @@ def save_index(index: Index, folder: Path) -> dict[str, Any]:
                 file.write(faiss.serialize_index(part).data)
         with atomic_file(folder / "rows.arrow") as file, pa.ipc.new_file(file, index.rows.schema) as writer:
             writer.write_table(index.rows)
-        size = sum((folder / name).stat().st_size for name in ("images.faiss", "texts.faiss", "rows.arrow"))
+        files = [described(folder / name) for name in FILES]
         content = {
             "type": "flat",
             "images": len(index),
             "vectors": int(index.images.ntotal),
             "texts": int(index.texts.ntotal),  # type: ignore[union-attr]
             "per_image": index.per_image,
-            "bytes": size,
+            "bytes": sum(file["bytes"] for file in files),
+            "files": files,
             **index.manifest,
         }
         write_manifest(folder, "index", content)

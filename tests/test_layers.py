@@ -35,6 +35,8 @@ ORDER = {
         "tars",
         "datasets",
         "encoders",
+        "text_tower",
+        "codecs",
         "features",
         "extract",
     ],
@@ -51,7 +53,7 @@ ORDER = {
         "curves",
         "train",
     ],
-    "retrieval": ["runs", "index", "search", "build", "evaluate", "ask", "sheet", "demo"],
+    "retrieval": ["runs", "index", "search", "build", "evaluate", "ask", "sheet", "verify", "demo"],
 }
 
 

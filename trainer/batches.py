@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..pipeline.ahead import map_ahead
+from ..pipeline.codecs import Encoded
 from ..pipeline.errors import TrainingError
 from ..pipeline.features import Features
 from .tokens import Tokens
@@ -20,7 +21,7 @@ PREFETCH = 4
 class Batch:
     """B images with M captions. `image_rows` (M,) says whose caption each is."""
 
-    image_embeds: Tensor  # (B, T, W), in the type on disk
+    encoded: Encoded  # the images' features as they are on disk; `decode` makes (B, T, W) of them
     input_ids: Tensor  # (M, L)
     attention_mask: Tensor  # (M, L)
     image_rows: Tensor  # (M,)
@@ -30,7 +31,12 @@ class Batch:
         """The batch on `device`; on CUDA through pinned memory, without waiting."""
         if device.type == "cpu":
             return self
-        return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in vars(self).values()))
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        encoded = {name: move(tensor) for name, tensor in self.encoded.items()}
+        return Batch(encoded, *map(move, (self.input_ids, self.attention_mask, self.image_rows, self.matched)))
 
 
 class Batches:
@@ -83,8 +89,8 @@ class Batches:
                 ids.append(self.ids[image][captions[(first + n) % len(captions)]])
                 image_rows.append(row)
         input_ids, attention_mask = self.tokens.pad(ids)
-        embeds = torch.from_numpy(self.features.tokens(self.rows[chosen]))
-        return Batch(embeds, input_ids, attention_mask, torch.tensor(image_rows), torch.tensor(matched))
+        encoded = self.features.encoded(self.rows[chosen])
+        return Batch(encoded, input_ids, attention_mask, torch.tensor(image_rows), torch.tensor(matched))
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop`, made ahead in a thread."""

@@ -45,7 +45,10 @@ class TrainConfig:
     batch_size: int = 128  # images
     captions_per_image: int = 0  # captions of each image in a step; 0: all of them
     matched_captions: int = 1  # of these, how many matching and generation see, which cost five times as much; 0: all
-    easy_negatives: float = 0.5  # share of the steps over which negatives for matching go from all random to all hard
+    contrast_first: float = 0.0  # share of the steps that train the contrast alone, before the other losses join it
+    easy_negatives: float = (
+        0.5  # share of the steps with matching over which its negatives go from all random to all hard
+    )
     lr: float = 5e-4  # the peak
     min_lr: float = 1e-5
     warmup_steps: int = 300  # at most a tenth of all steps

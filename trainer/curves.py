@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import IO, Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -19,8 +20,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
         ("loss_itm", "matching (ITM)"),
         ("loss_itg", "generation (ITG)"),
     ):
-        if losses and name in losses[0]:
-            left.plot([line["step"] for line in losses], [line[name] for line in losses], label=label)
+        _plot(left, losses, name, label)
     left.set(title="training losses", xlabel="step", ylabel="loss", ylim=(0, None))
     left.legend()
     for name, label in (
@@ -28,9 +28,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
         ("image_to_text_R@1", "image to text"),
         ("reranked_text_to_image_R@1", "text to image, matched"),
     ):
-        if checks and name in checks[0]:
-            steps, values = [line["step"] for line in checks], [line[name] for line in checks]
-            right.plot(steps, values, marker="o", markersize=3, label=label)
+        _plot(right, checks, name, label, marker="o", markersize=3)
     right.set(title="validation R@1", xlabel="step", ylabel="%", ylim=(0, None))
     if checks:
         right.legend()
@@ -39,3 +37,9 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(file, format="png", dpi=120)
+
+
+def _plot(axes: Axes, lines: Sequence[dict[str, Any]], name: str, label: str, **style: Any) -> None:
+    """The curve of `name` over the lines that have it, if any has."""
+    if found := [line for line in lines if name in line]:
+        axes.plot([line["step"] for line in found], [line[name] for line in found], label=label, **style)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..pipeline.ahead import map_ahead
+from ..pipeline.codecs import Encoded, decode
 from ..pipeline.device import autocast
 from ..pipeline.features import Features
 from .objectives import similarities
-from .qformer import QFormer
+from .qformer import ImageEncoding, QFormer
 from .tokens import Tokens
 
 
@@ -31,19 +32,20 @@ class Embedder:
         parts = [torch.empty(0, self.model.config.num_query_tokens, self.model.config.embed_dim, device=self.device)]
         chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         with ThreadPoolExecutor(1) as pool:
-            for embeds in map_ahead(pool, features.tokens, chunks, 3):
-                parts.append(self._encode(torch.from_numpy(embeds)).features)
+            for encoded in map_ahead(pool, features.encoded, chunks, 3):
+                parts.append(self._encode(encoded).features)
         return torch.cat(parts)
 
     def image(self, tokens: np.ndarray) -> Tensor:
         """Frozen tokens (B, T, W) of pictures that are in no features folder -> query embeddings (B, Q, E)."""
         self.model.eval()
         with torch.no_grad():
-            return self._encode(torch.from_numpy(tokens)).features
+            return self._encode({"tokens": torch.from_numpy(tokens)}).features
 
-    def _encode(self, embeds: Tensor):  # type: ignore[no-untyped-def]
+    def _encode(self, encoded: Encoded) -> ImageEncoding:
+        image_embeds = decode({name: tensor.to(self.device) for name, tensor in encoded.items()})
         with autocast(self.device, self.dtype):
-            return self.model.encode_image(embeds.to(self.device).float())
+            return self.model.encode_image(image_embeds)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
@@ -83,7 +85,7 @@ class Embedder:
             first, last = np.searchsorted(pairs[by_image, 0], [some[0], some[-1] + 1])
             mine = by_image[first:last]
             mine = mine[np.argsort(lengths[pairs[mine, 1]], kind="stable")]
-            image = self._encode(torch.from_numpy(features.tokens(rows[some])))
+            image = self._encode(features.encoded(rows[some]))
             for at in range(0, len(mine), pair_batch):
                 now = mine[at : at + pair_batch]
                 image_rows = torch.from_numpy(np.searchsorted(some, pairs[now, 0])).to(self.device)

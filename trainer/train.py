@@ -19,15 +19,16 @@ from ..pipeline.artifacts import (
     LOCK,
     MANIFEST,
     atomic_file,
+    described,
     difference,
     has_manifest,
     locked,
     read_json,
     read_manifest,
-    sha256_file,
     write_json,
     write_manifest,
 )
+from ..pipeline.codecs import decode
 from ..pipeline.device import autocast, resolve_precision
 from ..pipeline.encoders import encoder_folder
 from ..pipeline.errors import ArtifactError, EncoderError, TrainingError
@@ -67,11 +68,19 @@ def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
     return image_embeds[:, kept]
 
 
+def losses_at(step: int, total: int, config: TrainConfig) -> list[str]:
+    """The losses of a step: at first the contrast alone, if `contrast_first` says so and it is among them."""
+    names = chosen_losses(config)
+    return names[:1] if names[0] == "loss_itc" and step < round(config.contrast_first * total) else names
+
+
 def hardness(step: int, total: int, config: TrainConfig) -> float:
     """The share of hard negatives for matching: from 0 (drawn evenly) to 1 (as BLIP-2 draws them), by the step alone.
 
     From hard negatives alone matching never leaves its prior on small data; see benchmarks/results.md."""
-    return min(1.0, step / (config.easy_negatives * total)) if config.easy_negatives else 1.0
+    begin = round(config.contrast_first * total)
+    ramp = config.easy_negatives * (total - begin)
+    return min(1.0, max(0, step - begin) / ramp) if ramp else 1.0
 
 
 def chosen_losses(config: TrainConfig) -> list[str]:
@@ -251,7 +260,8 @@ def _train(
 
     began = time.perf_counter() - seconds
     names = chosen_losses(config)
-    sums, last, last_pairs = torch.zeros(len(names), device=device), time.perf_counter(), pairs
+    sums, counts = torch.zeros(len(names), device=device), [0] * len(names)  # since the last line of the log
+    last, last_pairs = time.perf_counter(), pairs
     with _Log(folder / "metrics.jsonl", start, total, report) as log:
         for step, batch in enumerate(batches.steps(start, total), start=start):
             # ---- one step --------------------------------------------------------------------------------------------
@@ -260,30 +270,32 @@ def _train(
                 group["lr"] = lr
             batch = batch.to(device)
             model.train()
+            active = losses_at(step, total, config)
             with autocast(device, dtype):
                 losses = stage1_losses(
                     model,
-                    drop_tokens(batch.image_embeds, config.token_dropout).float(),
+                    drop_tokens(decode(batch.encoded), config.token_dropout),
                     batch.input_ids,
                     batch.attention_mask,
                     image_rows=batch.image_rows,
-                    losses=names,
+                    losses=active,
                     matched=batch.matched,
                     hardness=hardness(step, total, config),
                 )
-            loss = torch.stack([losses[name] for name in names])
-            loss.sum().backward()
+            torch.stack([losses[name] for name in active]).sum().backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
-            sums += loss.detach()
+            for number, name in enumerate(names):
+                if name in active:
+                    sums[number] += losses[name].detach()
+                    counts[number] += 1
             pairs += len(batch.input_ids)
             # ------------------------------------------------------------------------------------------------------------
             done = step + 1
 
             if done % config.log_every == 0 or done == total:  # once in a while: say where we are
-                count = (done - 1) % config.log_every + 1 if done - start >= config.log_every else done - start
-                means = dict(zip(names, (sums / count).tolist(), strict=True))
+                means = {n: s / c for n, s, c in zip(names, sums.tolist(), counts, strict=True) if c}
                 if not math.isfinite(sum(means.values())):
                     raise TrainingError(
                         f"the loss is no longer a number at step {done}; lower --lr (now {config.lr:g}) "
@@ -303,14 +315,15 @@ def _train(
                     }
                 )
                 sums.zero_()
+                counts = [0] * len(names)
                 last, last_pairs = now, pairs
 
             if len(validation.rows) and (
                 done % validate_every == 0 or done == total
             ):  # once in a while: how good are we?
-                metrics = validate(embedder, features, validation, "loss_itm" in names)
+                metrics = validate(embedder, features, validation, "loss_itm" in active)
                 log.write({"step": done, "split": "val", **metrics})
-                if mean_recall_at_1(metrics) > best:
+                if active == names and mean_recall_at_1(metrics) > best:
                     best = mean_recall_at_1(metrics)
                     checkpoints.mkdir(exist_ok=True)
                     save_tensors(checkpoints / BEST, model.state_dict(), {"step": done, **metrics})
@@ -341,6 +354,9 @@ def _finish(
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     with atomic_file(folder / "loss.png") as file:
         draw_curves(lines, file)
+    files = [
+        described(folder / name) for name in ("model.safetensors", "tokenizer.json", "config.json", "metrics.jsonl")
+    ]
     write_manifest(
         folder,
         "run",
@@ -350,7 +366,8 @@ def _finish(
             "train": asdict(config),
             "encoder": features.encoder,
             "features": {"path": str(features.folder.resolve()), "identity": features.identity},
-            "sha256": sha256_file(folder / "model.safetensors"),
+            "sha256": files[0]["sha256"],
+            "files": files,
             "steps": total,
             "epochs": round(total / steps_per_epoch, 3),
             "pairs_per_second": round(pairs / seconds, 1),

@@ -3,9 +3,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qf.pipeline.artifacts import sha256_file, write_manifest
+from qf.pipeline.codecs import CODECS, encode
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features import Features, Row, schema, write_shard
 
@@ -37,28 +39,34 @@ rows = st.lists(
 
 
 @settings(deadline=None, max_examples=40)
-@given(rows, st.integers(1, 5), st.sampled_from(["float16", "float32"]), st.booleans(), st.randoms())
+@given(rows, st.integers(1, 5), st.sampled_from(CODECS), st.booleans(), st.randoms())
 def test_what_is_written_is_read(tmp_path_factory, rows, batch, codec, pooled, random):
     folder = tmp_path_factory.mktemp("features")
     draw = np.random.default_rng(random.randrange(2**32))
     unit = draw.normal(size=2).astype(np.float32) if pooled else None
+    embeds = torch.from_numpy(draw.normal(size=(len(rows), 3, 5)).astype(np.float32))
+    encoded = encode(codec, embeds, [key for key, *_ in rows])
     made = [
-        Row(f"{n}{key}", "val", key, captions, draw.normal(size=(3, 4)).astype(codec), unit, thumbnail, n, 7)
+        Row(f"{n}{key}", "val", key, captions, {c: a[n].numpy() for c, a in encoded.items()}, unit, thumbnail, n, 7)
         for n, (key, captions, thumbnail) in enumerate(rows)
     ]
-    columns = schema(3, 4, 2 if pooled else None, codec)
+    columns = schema(3, 5, 2 if pooled else None, codec)
     shards = []
     for number, start in enumerate(range(0, len(made), 5)):
         name = f"shard-{number:05d}.arrow"
         part = made[start : start + 5]
         count = write_shard(folder / name, columns, (part[i : i + batch] for i in range(0, len(part), batch)))
         shards.append({"file": name, "records": count, "bytes": (folder / name).stat().st_size, "sha256": ""})
-    write_manifest(folder, "features", {"encoder": {"joint": 2 if pooled else None}, "codec": codec, "shards": shards})
+    write_manifest(folder, "features", {"encoder": {"tokens": 3, "width": 5}, "codec": codec, "shards": shards})
     features = Features(folder)
     assert features.keys == [row.key for row in made]
     assert features.captions == [list(row.captions) for row in made]
     order = draw.permutation(len(made))
-    assert np.array_equal(features.tokens(order), np.stack([made[i].tokens for i in order]))
+    read = features.encoded(order)
+    assert list(read) == list(encoded)
+    for name, values in read.items():
+        assert values.dtype == encoded[name].dtype
+        assert torch.equal(values, encoded[name][torch.from_numpy(order)])
     assert len(features.rows("val")) == len(made)
     assert len(features.rows("train")) == 0
     if pooled:

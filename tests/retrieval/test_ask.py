@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from qf.pipeline.encoders import TextTower
 from qf.pipeline.errors import EncoderError, QfError
 from qf.pipeline.features import Features
+from qf.pipeline.text_tower import TextTower
 from qf.retrieval.ask import Searcher
 from qf.retrieval.sheet import contact_sheet
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from qf.pipeline.encoders import TextTower
+from qf.pipeline.codecs import decode
 from qf.pipeline.errors import QfError
 from qf.pipeline.features import Features
+from qf.pipeline.text_tower import TextTower
 from qf.retrieval.evaluate import evaluate_retrieval
 from qf.retrieval.runs import open_run
 
@@ -36,9 +37,7 @@ def test_every_scorer_against_a_plain_count(trained, run):
 
     model, tokens = run.embedder.model, run.embedder.tokens
     with torch.no_grad():
-        images = [
-            model.encode_image(torch.from_numpy(features.tokens(rows[i : i + 1])).float()) for i in range(len(rows))
-        ]
+        images = [model.encode_image(decode(features.encoded(rows[i : i + 1]))) for i in range(len(rows))]
         encoded = {t: tokens([t], 32) for _, t in texts}
         itc = {
             (i, t): float((images[i].features[0] @ model.encode_text(*encoded[t]).features[0]).max())

@@ -33,8 +33,8 @@ def test_features_captions_and_images_belong_together(features, tokens):
     batches = make(features, tokens, captions_per_image=0)
     batch = batches.batch(3)
     assert batch.image_rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    by_tokens = {features.tokens(np.array([row])).tobytes(): row for row in features.rows("train")}
-    for row, embeds in enumerate(batch.image_embeds):
+    by_tokens = {features.encoded(np.array([row]))["tokens"].numpy().tobytes(): row for row in features.rows("train")}
+    for row, embeds in enumerate(batch.encoded["tokens"]):
         captions = features.captions[by_tokens[embeds.numpy()[None].tobytes()]]
         mine = [tokens.tokenizer.decode(batch.input_ids[m].tolist()) for m in range(10) if batch.image_rows[m] == row]
         assert sorted(mine) == sorted(captions)
@@ -54,10 +54,10 @@ def test_a_batch_is_a_function_of_the_step(features, tokens):
     first, second = make(features, tokens), make(features, tokens)
     ahead = list(first.steps(2, 7))
     for step, batch in enumerate(ahead, start=2):
-        assert torch.equal(batch.image_embeds, second.batch(step).image_embeds)
+        assert torch.equal(batch.encoded["tokens"], second.batch(step).encoded["tokens"])
         assert torch.equal(batch.input_ids, second.batch(step).input_ids)
     other = make(features, tokens, seed=1)
-    assert any(not torch.equal(other.batch(s).image_embeds, first.batch(s).image_embeds) for s in range(3))
+    assert any(not torch.equal(other.batch(s).encoded["tokens"], first.batch(s).encoded["tokens"]) for s in range(3))
 
 
 def test_too_few_images_are_refused(features, tokens):

@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from qf.pipeline.errors import ArtifactError, TrainingError
 from qf.trainer.config import TrainConfig
-from qf.trainer.train import drop_tokens, hardness, learning_rate, train
+from qf.trainer.train import drop_tokens, hardness, learning_rate, losses_at, train
 from safetensors.torch import load_file
+
+from conftest import run_extract  # isort: skip
 
 CPU = torch.device("cpu")
 SMALL = TrainConfig(
@@ -47,6 +49,15 @@ def test_negatives_grow_harder_with_the_step():
     config = TrainConfig(easy_negatives=0.5)
     assert [hardness(step, 100, config) for step in (0, 25, 50, 99)] == [0.0, 0.5, 1.0, 1.0]
     assert hardness(0, 100, TrainConfig(easy_negatives=0)) == 1.0
+    late = TrainConfig(easy_negatives=0.5, contrast_first=0.6)
+    assert [hardness(step, 100, late) for step in (0, 60, 70, 80, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+def test_the_contrast_can_go_first():
+    config = TrainConfig(contrast_first=0.6)
+    assert losses_at(59, 100, config) == ["loss_itc"]
+    assert losses_at(60, 100, config) == ["loss_itc", "loss_itm", "loss_itg"]
+    assert losses_at(0, 100, replace(config, losses="itm,itg")) == ["loss_itm", "loss_itg"]
 
 
 def test_tokens_are_left_out():
@@ -121,6 +132,25 @@ def test_a_killed_run_goes_on_to_the_bit(features, tmp_path):
     assert [x for x in log("calm") if "split" in x] == [x for x in log("killed") if "split" in x]
 
 
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_features_of_fewer_bits_train_and_go_on_to_the_bit(pictures, clip_folder, tmp_path, codec):
+    features = run_extract(pictures, clip_folder, tmp_path / "features", codec=codec)
+    config = replace(SMALL, epochs=2)
+    calm = train(features, tmp_path / "calm", config, CPU)
+    assert math.isfinite(calm["loss"])
+
+    def interrupt(line, total):
+        if line["step"] >= 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(features, tmp_path / "broken", config, CPU, report=interrupt)
+    assert len(list((tmp_path / "broken" / "checkpoints").glob("step-*"))) == 1
+    train(features, tmp_path / "broken", config, CPU)
+    whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("calm", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -140,6 +170,15 @@ def test_some_of_the_losses(features, tmp_path):
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert "loss_itc" in first
     assert "loss_itm" not in first
+
+
+def test_the_best_weights_are_of_all_losses(features, tmp_path):
+    summary = train(features, tmp_path / "run", replace(SMALL, contrast_first=0.5), CPU)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    joined = [line["step"] for line in lines if "loss_itm" in line]
+    assert 0 < len(joined) < len([line for line in lines if "loss_itc" in line])
+    assert summary["best"]["step"] >= min(joined)
+    assert "reranked_text_to_image_R@1" in summary["best"]
 
 
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

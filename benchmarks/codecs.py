@@ -1,0 +1,165 @@
+"""What the codecs cost and keep: bytes an image, cosine of what is decoded with what was encoded, speed; no encoder runs.
+
+    python benchmarks/codecs.py qf-out/features                  # features made with --codec float32
+    python benchmarks/codecs.py synthetic                        # 257 x 1024 with massive activations, made here
+    python benchmarks/codecs.py qf-out/features --train codecs   # also a workspace a codec: qf train -w codecs/int8 …
+
+Prints JSON. Three cosines a token, each as mean, 1st percentile and least: `cosine`; `layer_norm`, after the LayerNorm that the
+Q-Former applies first; `standardised`, after that and each channel over its standard deviation, where small channels count as much
+as large ones. Speeds are GB/s of float32 values on one thread unless OMP_NUM_THREADS says otherwise, the best of several."""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from qf.pipeline.artifacts import atomic_file, has_manifest, sha256_file, write_manifest
+from qf.pipeline.codecs import CODECS, decode, encode
+from qf.pipeline.features import Features, Row, schema, write_shard
+from torch import Tensor
+from torch.nn import functional as F
+
+BATCH = 32  # images encoded or decoded at once
+
+
+def synthetic(images: int, seed: int = 0) -> Tensor:
+    """(images, 257, 1024) like the second-last layer of a large vision transformer.
+
+    Channels have their own mean (normal, 0.5) and deviation (log-normal about 0.6), half of it a mixture of 48 directions. Six
+    channels lie 8 to 40 from zero in every token. In the class token and 2 to 6 others an image all values are three times as
+    large, and two channels are near -900 and 400."""
+    draw = np.random.default_rng(seed)
+    tokens, width = 257, 1024
+    mean, deviation = draw.normal(size=width) * 0.5, np.exp(draw.normal(size=width) * 0.5) * 0.6
+    mixture = draw.normal(size=(images, tokens, 48)) @ draw.normal(size=(48, width)) / 48**0.5
+    values = (mixture * 0.7 + draw.normal(size=mixture.shape) * 0.7) * deviation + mean
+    large = draw.choice(width, 6, replace=False)
+    far = np.array([-40, 25, 15, -12, 10, 8])
+    values[:, :, large] += far * (1 + 0.1 * draw.normal(size=(images, tokens, 6)))
+    for image in range(images):
+        massive = [0, *draw.choice(np.arange(1, tokens), draw.integers(2, 7), replace=False)]
+        values[image, massive] *= 3
+        for channel, value in zip(large[:2], (-900, 400), strict=True):
+            values[image, massive, channel] = value * (1 + 0.2 * draw.normal(size=len(massive)))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def cosines(exact: Tensor, decoded: Tensor) -> dict[str, dict[str, float]]:
+    """Of (N, T, W) both; tokens that are zero throughout, which have no direction, are left out."""
+    exact, decoded = exact.flatten(0, 1), decoded.flatten(0, 1)
+    some = exact.abs().amax(1) > 0
+    exact, decoded = exact[some], decoded[some]
+    found = {"cosine": (exact, decoded)}
+    normed = [F.layer_norm(values, values.shape[1:]) for values in (exact, decoded)]
+    found["layer_norm"] = (normed[0], normed[1])
+    mean, deviation = normed[0].mean(0), normed[0].std(0) + 1e-3
+    found["standardised"] = ((normed[0] - mean) / deviation, (normed[1] - mean) / deviation)
+    result = {}
+    for name, (a, b) in found.items():
+        values = np.sort(F.cosine_similarity(a.double(), b.double(), dim=1).numpy())
+        first = values[len(values) // 100]
+        result[name] = {k: round(float(v), 6) for k, v in (("mean", values.mean()), ("p1", first), ("min", values[0]))}
+    return result
+
+
+def gigabytes_per_second(values: Tensor, run: Callable[[], Any], times: int = 5) -> float:
+    """Of `run`, which takes `values` or gives them, at its best."""
+    best = float("inf")
+    for _ in range(times):
+        started = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - started)
+    return round(values.numel() * 4 / best / 1e9, 2)
+
+
+def measure(values: Tensor, codec: str) -> dict[str, Any]:
+    """Bytes, cosines and speeds of a codec on (N, T, W)."""
+    keys = [""] * BATCH
+    parts = [encode(codec, part, keys) for part in values.split(BATCH)]
+    few, encoded = values[:BATCH], parts[0]
+    return {
+        "bytes_per_image": sum(a[0].numel() * a.element_size() for a in encoded.values()),
+        **cosines(values, torch.cat([decode(part) for part in parts])),
+        "encode_GB_per_second": gigabytes_per_second(few, lambda: encode(codec, few, keys)),
+        "decode_GB_per_second": None if codec == "float32" else gigabytes_per_second(few, lambda: decode(encoded)),
+    }
+
+
+def encode_again(features: Features, codec: str, folder: Path) -> None:
+    """`features` as a finished folder in another codec: same records, shards and thumbnails."""
+    sizes = (features.encoder[name] for name in ("tokens", "width", "joint"))
+    described = schema(*sizes, codec)  # type: ignore[call-arg]
+    folder.mkdir(parents=True, exist_ok=True)
+    shards, start = [], 0
+
+    def rows(start: int, stop: int) -> Iterator[list[Row]]:
+        for first in range(start, stop, BATCH):
+            numbers = np.arange(first, min(first + BATCH, stop))
+            some = features.table.slice(first, len(numbers))
+            keys = some.column("key").to_pylist()
+            encoded = encode(codec, decode(features.encoded(numbers)), keys)
+            plain = ("key", "split", "image", "captions", "thumbnail", "width", "height")
+            pooled = None if features.pooled is None else features.pooled[numbers]
+            yield [
+                Row(
+                    **record,
+                    encoded={name: column[n].numpy() for name, column in encoded.items()},
+                    pooled=None if pooled is None else pooled[n],
+                )
+                for n, record in enumerate(some.select(plain).to_pylist())
+            ]
+
+    for shard in features.manifest["shards"]:
+        path = folder / shard["file"]
+        count = write_shard(path, described, rows(start, start + shard["records"]))
+        start += count
+        about = {"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        shards.append(about)
+    with atomic_file(folder / "rejects.jsonl") as file:
+        file.write((features.folder / "rejects.jsonl").read_bytes())
+    manifest = {key: value for key, value in features.manifest.items() if key not in ("kind", "version")}
+    write_manifest(folder, "features", manifest | {"codec": codec, "shards": shards})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("features", help="a features folder, made with --codec float32; or: synthetic")
+    parser.add_argument("--images", type=int, default=256, help="how many to measure, spread over the features")
+    parser.add_argument("--train", type=Path, help="write a workspace with all the features for each codec in here")
+    arguments = parser.parse_args()
+    if arguments.features == "synthetic":
+        if arguments.train:
+            parser.error("--train needs a features folder")
+        values, source = synthetic(min(arguments.images, 32)), None
+    else:
+        source = Features(Path(arguments.features))
+        values = decode(source.encoded(np.unique(np.linspace(0, len(source) - 1, arguments.images).astype(int))))
+    result = {
+        "features": arguments.features,
+        "stored": source.manifest["codec"] if source else "float32",
+        "images": len(values),
+        "tokens": values.shape[1],
+        "width": values.shape[2],
+        "largest": round(values.abs().max().item(), 3),
+        "threads": torch.get_num_threads(),
+        "codecs": {codec: measure(values, codec) for codec in CODECS},
+    }
+    if arguments.train:
+        assert source is not None
+        for codec in CODECS:
+            folder = arguments.train / codec / "features"
+            if not has_manifest(folder):
+                encode_again(source, codec, folder)
+        result["workspaces"] = [str(arguments.train / codec) for codec in CODECS]
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

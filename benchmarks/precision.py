@@ -1,0 +1,91 @@
+"""What bfloat16 costs in the features, and what it gives in speed.
+
+    OMP_NUM_THREADS=1 python benchmarks/precision.py
+
+Prints JSON: for the builtin CLIP and for a CLIP of ViT-B/32 size with random weights, on scenes of the sample, the cosine
+similarity of each token (and of `pooled`) with float32's, and images/s, in three ways: `qf` (what `--precision bfloat16`
+does: the weights of linear layers cast once, the rest under autocast), `autocast` (weights cast in every forward pass),
+and `whole` (the whole model in bfloat16, residual stream and norms included)."""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from qf.data.scenes import make_scene, render
+from qf.pipeline.device import resolve_device
+from qf.pipeline.encoders import TransformersEncoder, load_encoder
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=320)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repetitions", type=int, default=5, help="of the timing; the best counts")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        random_vit(Path(folder))
+        for name, encoder in (("builtin", "builtin"), ("ViT-B/32 size, random", folder)):
+            compare(name, encoder, device, arguments)
+
+
+def random_vit(folder: Path) -> None:
+    """The vision model of CLIP ViT-B/32, never trained."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    config = CLIPVisionConfig(**sizes, image_size=224, patch_size=32, projection_dim=512)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
+
+
+def compare(name: str, encoder: str, device: torch.device, arguments: argparse.Namespace) -> None:
+    """Prints one JSON object."""
+    exact, qf, autocast, whole = (
+        load_encoder(encoder, device, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float32, torch.float32)
+    )
+    autocast.dtype = torch.bfloat16  # the weights stay as they are
+    whole.model.to(torch.bfloat16)
+    pixels = np.stack([exact.preprocessing(render(make_scene(0, "test", n))) for n in range(arguments.images)])
+    batches = np.array_split(pixels, -(-len(pixels) // arguments.batch_size))
+    ways = {"float32": exact, "qf": qf, "autocast": autocast, "whole": whole}
+    outputs = {way: [one.encode(batch) for batch in batches] for way, one in ways.items()}
+    seconds = dict.fromkeys(ways, float("inf"))
+    for _ in range(arguments.repetitions):  # in turns, so that other work on the machine meets all alike
+        for way, one in ways.items():
+            seconds[way] = min(seconds[way], timed(one, batches[0]))
+    result = {"encoder": name, "images": len(pixels), "batch_size": len(batches[0]), "threads": torch.get_num_threads()}
+    for way in ways:
+        result[way] = {"images_per_second": round(len(batches[0]) / seconds[way], 1)}
+        if way != "float32":
+            for n, part in enumerate(("tokens", "pooled")):
+                pairs = zip(outputs[way], outputs["float32"], strict=True)
+                result[way][part] = described(np.concatenate([cosine(a[n], b[n]).ravel() for a, b in pairs]))
+    print(json.dumps(result))
+
+
+def timed(encoder: TransformersEncoder, batch: np.ndarray) -> float:
+    started = time.perf_counter()
+    encoder.encode(batch)
+    return time.perf_counter() - started
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(..., W), (..., W) -> (...)"""
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def described(values: np.ndarray) -> dict[str, float]:
+    """One minus the cosine: its mean, its 99th percentile and its maximum."""
+    loss = 1 - values.astype(np.float64)
+    return {"mean": float(loss.mean()), "p99": float(np.percentile(loss, 99)), "max": float(loss.max())}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Is an artifact what its manifest says? Checksums of every file, then counts."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..pipeline.artifacts import read_manifest, sha256_file
+from ..pipeline.codecs import decode
+from ..pipeline.errors import ArtifactError
+from ..pipeline.extract import REJECTS
+from ..pipeline.features import Features
+from ..trainer.weights import load_qformer
+from .index import open_index
+
+CURES = {
+    "features": "extract again with --overwrite",
+    "run": "train again with --overwrite",
+    "index": "rebuild it with `qf index`",
+}
+ROWS = 256  # of the features that are looked through at a time
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check the artifact in `folder`: {path, kind, files, bytes, problems, cure}; it is sound if `problems` is empty.
+
+    ArtifactError if there is no finished artifact at all. Reads every byte once or twice; memory does not grow with the size."""
+    manifest = read_manifest(folder)
+    kind = manifest["kind"]
+    files = manifest["shards"] if kind == "features" else manifest["files"]
+    problems = [problem for file in files for problem in _file_problems(folder, file)]
+    if not problems:  # counts of damaged files would say the same again, or fail to be read
+        try:
+            problems = {"features": _features, "run": _run, "index": _index}[kind](folder, manifest)
+        except ArtifactError as error:
+            problems = [str(error)]
+    return {
+        "path": str(folder),
+        "kind": kind,
+        "files": len(files),
+        "bytes": sum(file["bytes"] for file in files),
+        "problems": problems,
+        "cure": CURES[kind],
+    }
+
+
+def _file_problems(folder: Path, file: dict[str, Any]) -> list[str]:
+    path = folder / file["file"]
+    if not path.is_file():
+        return [f"{path} is missing"]
+    if path.stat().st_size != file["bytes"]:
+        return [f"{path} has {path.stat().st_size} bytes, not {file['bytes']}"]
+    if sha256_file(path) != file["sha256"]:
+        return [f"{path} has changed: its SHA-256 is not the manifest's"]
+    return []
+
+
+def _differences(manifest: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: the manifest says {manifest[name]}, there are {value}"
+        for name, value in found.items()
+        if manifest[name] != value
+    ]
+
+
+def _features(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    features = Features(folder)
+    splits = Counter(features.table.column("split").to_pylist())
+    rejects = (folder / REJECTS).read_text(encoding="utf-8").splitlines() if (folder / REJECTS).is_file() else []
+    problems = _differences(
+        manifest,
+        {
+            "records": len(features),
+            "captions": sum(map(len, features.captions)),
+            "splits": {split: splits[split] for split in manifest["splits"]},
+            "rejected": len(rejects),
+        },
+    )
+    repeated = [key for key, count in Counter(features.keys).items() if count > 1]
+    problems += [f"key {key!r} is there more than once" for key in repeated]
+    for start in range(0, len(features), ROWS):
+        rows = np.arange(start, min(start + ROWS, len(features)))
+        finite = decode(features.encoded(rows)).isfinite().flatten(1).all(1).numpy()
+        problems += [f"the tokens of {features.keys[row]!r} are not all finite" for row in rows[~finite]]
+    return problems
+
+
+def _run(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    load_qformer(folder)  # every weight has its name and shape
+    return []
+
+
+def _index(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    index = open_index(folder)  # compares images, vectors and texts with the manifest
+    return _differences(manifest, {"vectors": len(index) * index.per_image, "texts": len(index.captions)})

@@ -1,0 +1,86 @@
+"""`qf verify`: sound artifacts pass, and whatever is changed in one is found."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from qf.cli import app, one_line_errors
+from qf.pipeline.artifacts import described
+from qf.retrieval.verify import verify
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def parts(workspace):
+    return [workspace / "features", workspace / "runs" / "stage1", workspace / "index"]
+
+
+def test_what_qf_wrote_is_sound(trained):
+    for part in parts(trained):
+        found = verify(part)
+        assert found["problems"] == []
+        assert found["files"] >= 3
+    out = CliRunner().invoke(app, ["verify", str(trained), "--json"])
+    assert [result["kind"] for result in json.loads(out.stdout)] == ["features", "run", "index"]
+    assert out.exit_code == 0
+
+
+@pytest.mark.parametrize("harm", ["missing", "shorter", "changed"])
+def test_every_file_of_every_artifact_is_watched(copy, harm):
+    for part in parts(copy):
+        manifest = json.loads((part / "manifest.json").read_text())
+        for file in manifest.get("shards") or manifest["files"]:
+            path = part / file["file"]
+            whole = path.read_bytes()
+            if harm == "missing":
+                path.unlink()
+            elif harm == "shorter":
+                path.write_bytes(whole[:-1])
+            else:
+                path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+            (problem,) = verify(part)["problems"]
+            assert path.name in problem
+            path.write_bytes(whole)
+        assert verify(part)["problems"] == []
+
+
+def test_counts_are_compared(copy):
+    features = copy / "features"
+    manifest = json.loads((features / "manifest.json").read_text())
+    (features / "manifest.json").write_text(json.dumps({**manifest, "captions": 7, "rejected": 1}))
+    assert verify(features)["problems"] == [
+        "captions: the manifest says 7, there are 48",
+        "rejected: the manifest says 1, there are 0",
+    ]
+
+
+def test_tokens_that_are_no_numbers_are_found(copy):
+    """A shard whose checksum is right and whose content is not."""
+    features = copy / "features"
+    manifest = json.loads((features / "manifest.json").read_text())
+    path = features / manifest["shards"][0]["file"]
+    data = bytearray(path.read_bytes())
+    table = pa.ipc.open_file(pa.BufferReader(bytes(data))).read_all()
+    first = table.column("tokens").chunk(0).to_numpy_ndarray()[0].tobytes()
+    data[data.index(first) : data.index(first) + 2] = np.float16(np.nan).tobytes()
+    path.write_bytes(data)
+    manifest["shards"][0] |= described(path)
+    (features / "manifest.json").write_text(json.dumps(manifest))
+    (problem,) = verify(features)["problems"]
+    assert problem == f"the tokens of {table.column('key')[0].as_py()!r} are not all finite"
+
+
+def test_the_command_fails_in_one_line(copy, capfd):
+    (copy / "index" / "rows.arrow").unlink()
+    with pytest.raises(SystemExit) as end, one_line_errors(False):
+        app(["verify", str(copy), "-q"], standalone_mode=False)
+    assert end.value.code == 1
+    err = capfd.readouterr().err
+    assert err.startswith("qf: error: ")
+    assert "rows.arrow is missing (1 problems in all); rebuild it with `qf index`" in err
