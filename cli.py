@@ -104,7 +104,11 @@ def demo(
 @app.command()
 def extract(
     source: Annotated[
-        str, typer.Argument(help="CSV, TSV, JSON lines, Parquet, Flickr8k tokens, or a folder of images.")
+        str,
+        typer.Argument(
+            help="CSV, TSV, JSON lines, Parquet, COCO or Karpathy JSON, Flickr8k tokens, WebDataset tars, "
+            "a folder of these or of images; a quoted pattern such as 'data/{00000..00031}.tar'."
+        ),
     ],
     encoder: Annotated[
         str,
@@ -115,7 +119,9 @@ def extract(
     layer: Annotated[
         int | None, typer.Option(help="Layer whose output is cached; -2 unless given, the last for BLIP-2 and ONNX.")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image paths are relative to, and may not leave.")
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the image, if its name is unusual.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column with the caption or captions.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Column with train, val or test.")] = None,

@@ -7,8 +7,6 @@ about what the texts take, and 100 bytes a record.
 
 import hashlib
 import json
-import mmap
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -19,8 +17,9 @@ import polars as pl
 import pyarrow as pa
 
 from .errors import DatasetError
-from .records import Record
+from .records import Record, encodable
 from .sources import ImageFile, ParquetCell, Source, TarSlice
+from .spool import spool
 
 BATCH = 4096  # records in a batch of the file, the last one excepted
 SPLIT_NAMES = ("train", "val", "test")
@@ -54,26 +53,25 @@ class Catalogue(Sequence[Record]):
         self.first_problem = ""
         digest = hashlib.sha256(b"[")
         hashes: list[np.ndarray] = []  # of keys, a uint64 each
-        records = iter(records)
-        with tempfile.TemporaryFile() as file:
-            with pa.ipc.new_file(file, COLUMNS) as writer:
-                while rows := list(islice(records, BATCH)):
-                    try:
-                        batch = self._batch(rows)
-                    except UnicodeEncodeError:  # JSON can hold half a surrogate pair
-                        rows = [_encodable(row) for row in rows]
-                        batch = self._batch(rows)
-                    writer.write(batch)
-                    listed = json.dumps([(r.key, r.image, r.captions, r.split) for r in rows])
-                    digest.update((b", " if hashes else b"") + listed[1:-1].encode())
-                    hashes.append(pl.Series(batch["key"]).hash().to_numpy())
-                    self._count(rows)
-            self._places_by_number = list(self._places)
-            file.flush()
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            every = iter(records)
+            while rows := list(islice(every, BATCH)):
+                try:
+                    batch = self._batch(rows)
+                except UnicodeEncodeError:
+                    rows = [_encodable(row) for row in rows]
+                    batch = self._batch(rows)
+                listed = json.dumps([(r.key, r.image, r.captions, r.split) for r in rows])
+                digest.update((b", " if hashes else b"") + listed[1:-1].encode())
+                hashes.append(pl.Series(batch["key"]).hash().to_numpy())
+                self._count(rows)
+                yield batch
+
+        self._reader = spool(COLUMNS, batches())
         digest.update(b"]")
         self.sha256 = digest.hexdigest()
-        self._reader = pa.ipc.open_file(pa.py_buffer(mapped))
+        self._places_by_number = list(self._places)
         self._check_unique(hashes)
 
     def _batch(self, rows: list[Record]) -> pa.RecordBatch:
@@ -169,7 +167,7 @@ def _unpack(place: Place, name: str, start: int, extent: int) -> Source:
 def _encodable(record: Record) -> Record:
     """The record with what no UTF-8 can say replaced by question marks; an image so named cannot be found."""
     key, image, problem, *captions = (
-        text.encode(errors="replace").decode() for text in (record.key, record.image, record.problem, *record.captions)
+        encodable(text) for text in (record.key, record.image, record.problem, *record.captions)
     )
     source = record.source
     if image != record.image or (isinstance(source, ImageFile) and source.name != image):

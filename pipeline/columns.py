@@ -1,7 +1,7 @@
 """The columns of a table: which are used, and how rows of one image become one record.
 
-Whatever the file, its used columns become the same few columns of text (`FRAME`), grouped as columns by polars. Memory:
-about three times their text; pictures inside Parquet files stay there."""
+Whatever the file, its used columns become the same few (`ROWS`), spooled to a temporary file; only a hash of each image's
+name stays in memory, to find the rows of one image. Memory: about 60 bytes a row, and the rows of a batch."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from .errors import DatasetError
-from .records import CAPTION_NAMES, ReadOptions, Record, image_folder, split_of, texts
+from .records import CAPTION_NAMES, ReadOptions, Record, encodable, image_folder, split_of, texts
 from .sources import ImageFile, ParquetCell, Source
+from .spool import spool
 
 IMAGE_COLUMNS = (
     "image", "image_path", "file_name", "filename", "filepath", "file_path", "path", "file", "img", "image_name",
@@ -21,16 +24,18 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset")
 KEY_COLUMNS = ("key",)
-FRAME: dict[str, pl.DataType] = {
-    "image": pl.String(),  # the image's name; null: none
-    "captions": pl.List(pl.String()),
-    "split": pl.String(),
-    "key": pl.String(),
-    "file": pl.Int32(),  # which of the files holds the picture; null: none
-    "group": pl.Int64(),  # row group in it
-    "at": pl.Int64(),  # row in the row group
-    "digest": pl.String(),  # of the picture, where it is inside and its name repeats
-}
+ROWS = pa.schema(
+    [
+        ("image", pa.string()),  # the image's name; null: none
+        ("captions", pa.list_(pa.string())),
+        ("split", pa.string()),
+        ("key", pa.string()),
+        ("file", pa.int32()),  # which of the table's files holds the picture; null: none
+        ("group", pa.int32()),  # row group in it
+        ("at", pa.int64()),  # row in the row group
+    ]
+)
+BATCH = 4096  # images made records at once
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,9 @@ class Columns:
         key = f", key column {self.key!r}" if self.key is not None else ""
         return f"image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}, {split}{key}"
 
-    def frame(self, rows: Sequence[dict[str, Any]], path: Path, **more: Sequence[Any]) -> pl.DataFrame:
-        """Rows as objects -> the columns of FRAME; those that rows do not have in themselves come in `more`."""
-        values: dict[str, Sequence[Any]] = {name: [None] * len(rows) for name in FRAME}
+    def batch(self, rows: Sequence[dict[str, Any]], path: Path, **more: Sequence[Any]) -> pa.RecordBatch:
+        """Rows as objects -> the columns of ROWS; those that rows do not have in themselves come in `more`."""
+        values: dict[str, Sequence[Any]] = {name: [None] * len(rows) for name in ROWS.names}
         try:
             values["image"] = [image_name(row.get(self.image)) for row in rows]
             values["captions"] = [[text for name in self.captions for text in texts(row.get(name))] for row in rows]
@@ -81,7 +86,7 @@ class Columns:
         except AttributeError as error:
             wrong = next(row for row in rows if not isinstance(row, dict))
             raise DatasetError(f"{path}: expected rows with named values, found {str(wrong)[:40]!r}") from error
-        return pl.DataFrame({**values, **more}, schema=FRAME)
+        return pa.RecordBatch.from_pydict({**values, **more}, schema=ROWS)
 
 
 _NUMBERED = re.compile(r"(caption|sentence|text|comment)[ _-]?\d+", re.IGNORECASE).fullmatch
@@ -108,47 +113,94 @@ def image_name(value: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    """The value as text that polars can hold: no half surrogate pairs, which JSON can write."""
-    if value is None or isinstance(value, bytes):
-        return None
-    text = str(value)
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    return None if value is None or isinstance(value, bytes) else encodable(str(value))
 
 
-def grouped_records(frame: pl.DataFrame, paths: Sequence[Path], leaf: str, options: ReadOptions) -> Iterator[Record]:
-    """FRAME's rows as records, one an image, in the order of their first rows.
+class Rows:
+    """The rows of a table, spooled: batches of the columns ROWS."""
 
-    `paths` are the table's files, `leaf` their column of pictures. Rows that name no image are records with a problem."""
-    frame = frame.with_row_index("row", offset=1)
-    if urls := frame.filter(pl.col("image").str.contains("^https?://") & pl.col("file").is_null()).height:
-        raise DatasetError(
-            f"{paths[0]} holds {urls:,} image URLs, which qf does not download; fetch them with img2dataset first"
-        )
-    unnamed = pl.when(pl.col("image").is_null()).then("row")
-    groups = frame.group_by("image", "digest", unnamed.alias("unnamed"), maintain_order=True).agg(
-        pl.col("captions").list.explode(keep_nulls=False, empty_as_null=False),
-        pl.col("split", "key", "file", "group", "at", "row").first(),
-        pl.col("split").unique(maintain_order=True).alias("splits"),
-    )
-    del frame
-    repeated = pl.col("digest").is_not_null() & (pl.len().over("image") > 1)  # one name, several pictures
-    name = pl.when(repeated).then(pl.concat_str("image", pl.lit("#"), "digest")).otherwise(pl.col("image"))
-    groups = groups.with_columns(name=name)
-    folder = options.images or image_folder(paths[0].parent, groups["image"].head(100).drop_nulls().to_list())
-    for part in groups.iter_slices(4096):
-        for row in part.iter_rows(named=True):
-            yield _record(row, paths, leaf, str(folder), options)
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        hashes: list[np.ndarray] = [np.empty(0, np.uint64)]
+        lengths: list[int] = []
+
+        def watched() -> Iterator[pa.RecordBatch]:
+            count = 0
+            for batch in batches:
+                unnamed = batch["image"].is_null().to_numpy(zero_copy_only=False)  # rows without an image are no group
+                numbers = np.arange(count, count + len(batch), dtype=np.uint64)
+                hashes.append(np.where(unnamed, numbers, pl.Series(batch["image"]).hash().to_numpy()))
+                lengths.append(len(batch))
+                count += len(batch)
+                yield batch
+
+        self._reader = spool(ROWS, watched())
+        self.names: np.ndarray = np.concatenate(hashes)  # a hash of each row's image name
+        self._starts = np.cumsum([0, *lengths])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: np.ndarray) -> list[tuple[Any, ...]]:
+        """Those rows, as tuples of the columns ROWS."""
+        found: list[tuple[Any, ...]] = [()] * len(rows)
+        batches = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(batches):
+            places = np.flatnonzero(batches == number)
+            part = self._reader.get_batch(number).take(pa.array(rows[places] - self._starts[number]))
+            values = zip(*(column.to_pylist() for column in part.columns), strict=True)
+            for place, row in zip(places, values, strict=True):
+                found[place] = row
+        return found
 
 
-def _record(row: dict[str, Any], paths: Sequence[Path], leaf: str, folder: str, options: ReadOptions) -> Record:
-    if row["image"] is None:
-        problem = f"row {row['row']} of {paths[0].name} names no image"
-        return Record(f"row {row['row']}", "", None, (), "train", problem)
-    source: Source = ImageFile(folder, row["image"])
-    if row["file"] is not None:
-        source = ParquetCell(str(paths[row["file"]]), leaf, row["group"], row["at"])
-    problem = "" if row["captions"] else "no caption"
-    if len(row["splits"]) > 1:
-        problem = f"its rows are in several splits: {', '.join(sorted(map(str, row['splits'])))}"
-    key = row["key"] or row["name"]
-    return Record(key, row["image"], source, tuple(row["captions"]), split_of(key, row["split"], options), problem)
+def grouped_records(
+    rows: Rows, paths: Sequence[Path], leaf: str, options: ReadOptions, digests: np.ndarray | None = None
+) -> Iterator[Record]:
+    """A table's rows as records, one an image, in the order of their first rows.
+
+    `paths` are the table's files, `leaf` their column of pictures, `digests` (uint64, 0: none) those of the pictures
+    whose name repeats. Rows that name no image are records with a problem."""
+    first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0]]
+    folder = str(options.images or image_folder(paths[0].parent, first))
+    same = rows.names if digests is None else rows.names ^ digests
+    order = np.argsort(same, kind="stable")
+    begins = np.flatnonzero(np.append(True, same[order][1:] != same[order][:-1])[: len(rows)])
+    ends = np.append(begins[1:], len(rows))
+    sequence = np.argsort(order[begins])  # groups by their first rows
+    for start in range(0, len(sequence), BATCH):
+        groups = [order[begins[g] : ends[g]] for g in sequence[start : start + BATCH]]
+        taken = np.concatenate(groups)
+        numbered = zip(taken.tolist(), rows.take(taken), strict=True)
+        for group in groups:
+            yield from _records([next(numbered) for _ in group], paths, leaf, folder, options, digests)
+
+
+def _records(
+    group: list[tuple[int, tuple[Any, ...]]],
+    paths: Sequence[Path],
+    leaf: str,
+    folder: str,
+    options: ReadOptions,
+    digests: np.ndarray | None,
+) -> Iterator[Record]:
+    """Rows whose hashes are equal: one image, a row without one, or names whose hashes happen to meet."""
+    images: dict[Any, list[tuple[int, tuple[Any, ...]]]] = {}
+    for number, row in group:
+        images.setdefault(number if row[0] is None else row[0], []).append((number, row))
+    for every in images.values():
+        number, (image, _, split, key, file, part, at) = every[0]
+        if image is None:
+            problem = f"row {number + 1} of {paths[0].name} names no image"
+            yield Record(f"row {number + 1}", "", None, (), "train", problem)
+            continue
+        if file is None and image.startswith(("http://", "https://")):
+            raise DatasetError(
+                f"{paths[0]} holds image URLs, which qf does not download; fetch them with img2dataset first"
+            )
+        captions = tuple(text for _, row in every for text in row[1])
+        problem = "" if captions else "no caption"
+        if len(splits := {row[2] for _, row in every}) > 1:
+            problem = f"its rows are in several splits: {', '.join(sorted(map(str, splits)))}"
+        source: Source = ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
+        key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
+        yield Record(key, image, source, captions, split_of(key, split, options), problem)

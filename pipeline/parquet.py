@@ -1,6 +1,6 @@
 """Parquet tables, one file or the shards of a Hugging Face dataset. Pictures inside them are left where they are.
 
-Read a row group of the text columns at a time, into the columns of `FRAME`."""
+Read a row group of the text columns at a time, into the columns `ROWS`."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .columns import FRAME, Columns, grouped_records, image_name
+from .columns import Columns, Rows, grouped_records, image_name
 from .errors import DatasetError
 from .records import ReadOptions, Record, splits_in_names
 
@@ -34,13 +34,9 @@ def read_parquet(paths: Sequence[Path], options: ReadOptions, split: str | None 
         found += f", {len(paths)} files" + (" whose names tell the split" if splits[0] is not None else "")
 
     def records() -> Iterator[Record]:
-        frames: list[pl.DataFrame] = []
-        for number, path in enumerate(paths):
-            frames += _frames(number, path, splits[number], columns, leaf)
-        frame = pl.concat(frames, rechunk=False) if frames else pl.DataFrame(schema=FRAME)
-        if leaf:
-            frame = _with_digests(frame, paths, leaf)
-        yield from grouped_records(frame, paths, leaf, options)
+        numbered = enumerate(zip(paths, splits, strict=True))
+        rows = Rows(batch for number, each in numbered for batch in _batches(number, *each, columns, leaf))
+        yield from grouped_records(rows, paths, leaf, options, _digests(rows, paths, leaf) if leaf else None)
 
     return found, records()
 
@@ -61,7 +57,7 @@ def _leaf(kind: pa.DataType, column: str) -> str:
     return f"{column}.bytes" if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else ""
 
 
-def _frames(number: int, path: Path, split: str | None, columns: Columns, leaf: str) -> Iterator[pl.DataFrame]:
+def _batches(number: int, path: Path, split: str | None, columns: Columns, leaf: str) -> Iterator[pa.RecordBatch]:
     with _readable(path), pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         for name in columns.used:
@@ -92,7 +88,7 @@ def _frames(number: int, path: Path, split: str | None, columns: Columns, leaf: 
             }
             if columns.split is None:
                 more["split"] = [split] * count
-            yield columns.frame(rows, path, **more)
+            yield columns.batch(rows, path, **more)
             row += count
 
 
@@ -112,20 +108,33 @@ def _cells(file: pq.ParquetFile, group: int, leaf: str) -> Iterator[bytes]:
             yield (value.get("bytes") if isinstance(value, dict) else value) or b""
 
 
-def _with_digests(frame: pl.DataFrame, paths: Sequence[Path], leaf: str) -> pl.DataFrame:
-    """With the digest of the pictures inside whose name repeats: rows of one picture, or pictures of one name?"""
-    repeated = frame.select(pl.col("image").is_duplicated() & pl.col("file").is_not_null()).to_series()
-    if not repeated.any():
-        return frame
-    wanted = frame.filter(repeated).select("file", "group", "at")
-    digests = []
-    for (number, group), rows in wanted.group_by("file", "group", maintain_order=True):
-        there = set(rows["at"])
-        path = paths[int(str(number))]
-        with _readable(path), pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            for at, data in enumerate(_cells(file, int(str(group)), leaf)):
+def _digests(rows: Rows, paths: Sequence[Path], leaf: str) -> np.ndarray | None:
+    """A digest (uint64) of each picture inside whose name repeats, 0 for others; None if no name of such a picture does:
+    are they rows of one picture, or pictures of one name? Where all pictures of a name are equal, theirs is 0 too.
+
+    Reads the row groups that hold such names once; about 100 bytes of memory for each such row."""
+    order = np.sort(rows.names)
+    repeated = np.flatnonzero(np.isin(rows.names, order[1:][order[1:] == order[:-1]]))
+    if not len(repeated):
+        return None
+    digests = np.zeros(len(rows), np.uint64)
+    wanted: dict[tuple[int, int], dict[int, int]] = {}  # file and row group: row in it, row of the table
+    for start in range(0, len(repeated), 4096):
+        part = repeated[start : start + 4096]
+        for row, (*_, file, group, at) in zip(part.tolist(), rows.take(part), strict=True):
+            if file is not None:
+                wanted.setdefault((file, group), {})[at] = row
+    for (number, group), there in wanted.items():
+        with _readable(paths[number]), pq.ParquetFile(paths[number], pre_buffer=False, buffer_size=2**20) as file:
+            for at, data in enumerate(_cells(file, group, leaf)):
                 if at in there:
-                    digests.append(hashlib.sha256(data).hexdigest()[:16])
-    return frame.with_columns(
-        digest=pl.Series(digests).gather((repeated.cast(pl.Int64).cum_sum() - 1).clip(lower_bound=0))
-    ).with_columns(digest=pl.when(repeated).then("digest"))
+                    digests[there[at]] = int.from_bytes(hashlib.sha256(data).digest()[:8])
+    several = _several(rows.names[repeated], digests[repeated])
+    digests[repeated[~several]] = 0
+    return digests
+
+
+def _several(names: np.ndarray, digests: np.ndarray) -> np.ndarray:
+    """Whether each name is that of more than one digest."""
+    pairs = np.unique(np.stack([names, digests]), axis=1)[0]
+    return np.isin(names, pairs[1:][pairs[1:] == pairs[:-1]])

@@ -75,7 +75,7 @@ def splits_in_names(names: Sequence[str]) -> list[str | None]:
 def texts(value: Any) -> list[str]:
     """The captions in a value: a text, a list of texts, or of objects that hold one; empty ones do not count."""
     if isinstance(value, str):
-        return [text] if (text := value.strip()) else []
+        return [encodable(text)] if (text := value.strip()) else []
     if isinstance(value, list | tuple):
         return [text for part in value for text in texts(part)]
     if isinstance(value, dict):
@@ -99,6 +99,11 @@ def _is_file(folder: Path, name: str) -> bool:
         return bool(name) and (folder / name).is_file()
     except (OSError, ValueError):  # too long, or not even a name
         return False
+
+
+def encodable(text: str) -> str:
+    """The text with half surrogate pairs, which JSON can write and UTF-8 cannot, replaced by question marks."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def printable(name: str) -> str:

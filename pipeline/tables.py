@@ -5,16 +5,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import pyarrow as pa
 
-from .columns import Columns, grouped_records
+from .columns import Columns, Rows, grouped_records
 from .errors import DatasetError
 from .parquet import read_parquet
 from .records import ReadOptions, Record
 from .rows import csv_rows, json_lines
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-CHUNK = 65536  # rows that are Python objects at one time
+CHUNK = 8192  # rows that are Python objects at one time
 
 
 def read_table(path: Path, options: ReadOptions, split: str | None = None) -> tuple[str, Iterator[Record]]:
@@ -39,11 +39,13 @@ def read_rows(
     names = header or list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row))
     columns = Columns.choose(names, options, path)
 
-    def records() -> Iterator[Record]:
-        frames, every = [], chain(first, rows)
+    def batches() -> Iterator[pa.RecordBatch]:
+        every = chain(first, rows)
         while chunk := list(islice(every, CHUNK)):
-            frame = columns.frame(chunk, path)
-            frames.append(frame if columns.split is not None else frame.with_columns(split=pl.lit(split, pl.String)))
-        yield from grouped_records(pl.concat(frames, rechunk=False), [path], "", options)
+            more = {} if columns.split is not None else {"split": [split] * len(chunk)}
+            yield columns.batch(chunk, path, **more)
+
+    def records() -> Iterator[Record]:
+        yield from grouped_records(Rows(batches()), [path], "", options)
 
     return str(columns), records()

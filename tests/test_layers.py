@@ -25,6 +25,7 @@ ORDER = {
         "images",
         "sources",
         "records",
+        "spool",
         "catalogue",
         "rows",
         "columns",

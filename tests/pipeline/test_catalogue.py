@@ -73,6 +73,20 @@ def test_half_a_surrogate_pair_is_replaced():
     assert (second.source, second.problem) == (None, "its name is no valid Unicode")
 
 
+def test_a_full_disk_names_the_folder(tmp_path, monkeypatch):
+    """A tmpfs too small for the records."""
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)], capture_output=True
+    ).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    try:
+        with pytest.raises(DatasetError, match=f"{tmp_path} is full.*set TMPDIR"):
+            Catalogue(many(20_000))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=False)
+
+
 CODE = """
 import re, sys, time
 sys.path.insert(0, sys.argv[1])

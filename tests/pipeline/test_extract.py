@@ -1,5 +1,6 @@
 """Extraction: rejects, resume after SIGKILL, full disks, and features that are never mixed."""
 
+import io
 import json
 import os
 import random
@@ -7,9 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from qf.pipeline.datasets import read
 from qf.pipeline.errors import ArtifactError, DatasetError
 from qf.pipeline.features import Features
 
@@ -37,6 +43,34 @@ def test_unreadable_pictures_are_rejected_by_name(tmp_path, clip_folder):
     assert len(features) == 35
     assert features.manifest["rejected"] == 2
     assert set(features.keys) & {r["key"] for r in rejects} == set()
+
+
+def test_tars_and_parquet_files_give_the_same_features(tmp_path, pictures, clip_folder, features):
+    """Pictures read from where they lie inside: tokens, splits and captions equal those of the files."""
+    records = list(read(pictures).records)
+    data = [(pictures.parent / record.image).read_bytes() for record in records]
+    with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
+        for record, content in zip(records, data, strict=True):
+            for name, part in (
+                (record.image, content),
+                (f"{record.image[:-4]}.txt", "\n".join(record.captions).encode()),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(part)
+                tar.addfile(info, io.BytesIO(part))
+    images = [{"bytes": content, "path": record.image} for record, content in zip(records, data, strict=True)]
+    columns = {
+        "image": images,
+        "captions": [record.captions for record in records],
+        "split": [r.split for r in records],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "pictures.parquet", row_group_size=10)
+    for source in (tmp_path / "pictures.tar", tmp_path / "pictures.parquet"):
+        made = run_extract(source, clip_folder, tmp_path / source.suffix[1:], shard_size=7, batch_size=4)
+        assert [list(c) for c in made.captions] == [list(c) for c in features.captions]
+        assert np.array_equal(made.pooled, features.pooled)
+        assert made.manifest["captions"] == 48
+    assert made.keys == features.keys
 
 
 def test_too_many_rejects_fail_and_a_mended_dataset_goes_on(tmp_path, clip_folder):
