@@ -2,6 +2,7 @@
 
 Token features lie in the columns of their codec (codecs.py); the reader gives them as they are on disk."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +13,9 @@ import torch
 
 from .arrow_shards import ArrowShard
 from .artifacts import read_manifest, sha256_json
-from .codecs import Encoded, columns
+from .codecs import Columns, Encoded, columns
 from .errors import ArtifactError
+from .tar_shards import TarShard
 
 SPLITS = ("train", "val", "test")
 ABOUT = ("key", "split", "image", "captions", "thumbnail", "width", "height")
@@ -33,6 +35,9 @@ class Shard(Protocol):
         ...
 
 
+READERS: dict[str, Callable[[Path, Columns], Shard]] = {".arrow": ArrowShard, ".tar": TarShard}  # by the file's suffix
+
+
 class Features:
     """A finished features folder, memory-mapped. Rows are numbered through all shards, in the order of the dataset."""
 
@@ -46,7 +51,7 @@ class Features:
             path = folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise ArtifactError(f"{path} is missing or damaged; extract again with --overwrite")
-            self._shards.append(ArrowShard(path, self._columns))
+            self._shards.append(READERS[path.suffix](path, self._columns))
         about = [*ABOUT, "views"] if self.views else ABOUT
         self.table = pa.concat_tables([shard.table.select(about) for shard in self._shards])
         self._starts = np.cumsum([0, *(len(shard.table) for shard in self._shards)])

@@ -2,7 +2,7 @@
 
 Memory: larger pictures than MAX_PIXELS are refused by their header. One of that size takes 8 to 11 bytes a pixel while it
 is decoded and made upright RGB, as WebP 17, as JPEG 2000 20 (measured), and 3 to 4 afterwards: a worker stays below 2 GB,
-or 3.6 GB for the worst JPEG 2000."""
+3 GB for the worst WebP and 3.6 GB for the worst JPEG 2000."""
 
 import io
 import re
