@@ -20,9 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from qf.pipeline.artifacts import atomic_file, has_manifest, sha256_file, write_manifest
-from qf.pipeline.codecs import CODECS, decode, encode
-from qf.pipeline.features import Features, Row, schema, write_shard
+from qf.pipeline.arrow_shards import Block, schema, write_arrow_shard
+from qf.pipeline.artifacts import atomic_file, described, has_manifest, write_manifest
+from qf.pipeline.codecs import CODECS, columns, decode, encode
+from qf.pipeline.features import ABOUT, Features
+from qf.pipeline.ledger import REJECTS
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -81,51 +83,42 @@ def gigabytes_per_second(values: Tensor, run: Callable[[], Any], times: int = 5)
 
 def measure(values: Tensor, codec: str) -> dict[str, Any]:
     """Bytes, cosines and speeds of a codec on (N, T, W)."""
-    keys = [""] * BATCH
-    parts = [encode(codec, part, keys) for part in values.split(BATCH)]
+    parts = [encode(codec, part) for part in values.split(BATCH)]
     few, encoded = values[:BATCH], parts[0]
     return {
         "bytes_per_image": sum(a[0].numel() * a.element_size() for a in encoded.values()),
         **cosines(values, torch.cat([decode(part) for part in parts])),
-        "encode_GB_per_second": gigabytes_per_second(few, lambda: encode(codec, few, keys)),
+        "encode_GB_per_second": gigabytes_per_second(few, lambda: encode(codec, few)),
         "decode_GB_per_second": None if codec == "float32" else gigabytes_per_second(few, lambda: decode(encoded)),
     }
 
 
 def encode_again(features: Features, codec: str, folder: Path) -> None:
-    """`features` as a finished folder in another codec: same records, shards and thumbnails."""
-    sizes = (features.encoder[name] for name in ("tokens", "width", "joint"))
-    described = schema(*sizes, codec)  # type: ignore[call-arg]
+    """`features` as a finished folder in another codec: same records, shards and thumbnails; augmented views are left out."""
+    identity = features.encoder
+    shard_schema = schema(columns(codec, identity["tokens"], identity["width"]), identity["joint"], views=False)
     folder.mkdir(parents=True, exist_ok=True)
     shards, start = [], 0
 
-    def rows(start: int, stop: int) -> Iterator[list[Row]]:
+    def blocks(start: int, stop: int) -> Iterator[Block]:
         for first in range(start, stop, BATCH):
             numbers = np.arange(first, min(first + BATCH, stop))
-            some = features.table.slice(first, len(numbers))
-            keys = some.column("key").to_pylist()
-            encoded = encode(codec, decode(features.encoded(numbers)), keys)
-            plain = ("key", "split", "image", "captions", "thumbnail", "width", "height")
-            pooled = None if features.pooled is None else features.pooled[numbers]
-            yield [
-                Row(
-                    **record,
-                    encoded={name: column[n].numpy() for name, column in encoded.items()},
-                    pooled=None if pooled is None else pooled[n],
-                )
-                for n, record in enumerate(some.select(plain).to_pylist())
-            ]
+            some = features.table.slice(first, len(numbers)).select(ABOUT)
+            encoded = encode(codec, decode(features.encoded(numbers)))
+            pooled = {} if features.pooled is None else {"pooled": features.pooled[numbers]}
+            yield some.to_pydict() | {name: column.numpy() for name, column in encoded.items()} | pooled
 
     for shard in features.manifest["shards"]:
-        path = folder / shard["file"]
-        count = write_shard(path, described, rows(start, start + shard["records"]))
+        path = (folder / shard["file"]).with_suffix(".arrow")
+        with atomic_file(path) as file:
+            count = write_arrow_shard(file, shard_schema, blocks(start, start + shard["records"]))
         start += count
-        about = {"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        shards.append(about)
-    with atomic_file(folder / "rejects.jsonl") as file:
-        file.write((features.folder / "rejects.jsonl").read_bytes())
+        shards.append({**described(path), "records": count})
+    with atomic_file(folder / REJECTS) as file:
+        file.write((features.folder / REJECTS).read_bytes())
     manifest = {key: value for key, value in features.manifest.items() if key not in ("kind", "version")}
-    write_manifest(folder, "features", manifest | {"codec": codec, "shards": shards})
+    changed = {"codec": codec, "format": "arrow", "views": 0, "augmentation": None, "shards": shards}
+    write_manifest(folder, "features", manifest | changed)
 
 
 def main() -> None:

@@ -5,11 +5,12 @@ lie in lists beside it: `views` says how each was cut out, `view_tokens` and the
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from .artifacts import Sink
 from .codecs import Columns
 from .errors import ArtifactError
 
@@ -51,7 +52,7 @@ def _arrow_type(dtype: Any) -> pa.DataType:
     return pa.from_numpy_dtype(np.dtype(str(dtype).removeprefix("torch.")))
 
 
-def write_arrow_shard(file: IO[bytes], schema: pa.Schema, blocks: Iterable[Block]) -> int:
+def write_arrow_shard(file: Sink, schema: pa.Schema, blocks: Iterable[Block]) -> int:
     """Write one shard, a record batch a block; returns the number of records."""
     count = 0
     with pa.ipc.new_file(file, schema) as writer:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from .errors import ArtifactError
 
@@ -34,6 +34,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class Sink(Protocol):
+    """What can be written to, from front to back."""
+
+    def write(self, data: Any, /) -> Any: ...
 
 
 class HashedFile(io.RawIOBase):

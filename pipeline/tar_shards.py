@@ -19,12 +19,13 @@ from itertools import groupby
 from math import prod
 from pathlib import Path
 from tarfile import PAX_FORMAT, TarInfo
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from .arrow_shards import VIEW, Block, schema
+from .artifacts import Sink
 from .codecs import Columns
 from .errors import ArtifactError
 from .records import printable
@@ -45,7 +46,7 @@ def member_name(key: str) -> str:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_tar_shard(file: IO[bytes], blocks: Iterable[Block]) -> int:
+def write_tar_shard(file: Sink, blocks: Iterable[Block]) -> int:
     """Write one shard; returns the number of records. Its bytes depend on the rows alone, not on how they are blocked."""
     count = 0
     for block in blocks:

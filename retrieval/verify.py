@@ -9,8 +9,8 @@ import numpy as np
 from ..pipeline.artifacts import read_manifest, sha256_file
 from ..pipeline.codecs import decode
 from ..pipeline.errors import ArtifactError
-from ..pipeline.extract import REJECTS
 from ..pipeline.features import Features
+from ..pipeline.ledger import REJECTS
 from ..trainer.weights import load_qformer
 from .index import open_index
 

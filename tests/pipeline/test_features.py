@@ -1,15 +1,19 @@
 """The Arrow contract, read with plain pyarrow, and the memory-mapped reader."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qf.pipeline.arrow_shards import VIEW, schema, write_arrow_shard
 from qf.pipeline.artifacts import sha256_file, write_manifest
-from qf.pipeline.codecs import CODECS, encode
+from qf.pipeline.codecs import CODECS, columns, encode
 from qf.pipeline.errors import ArtifactError
-from qf.pipeline.features import Features, Row, schema, write_shard
+from qf.pipeline.features import Features
+from qf.pipeline.views import View
 
 
 def test_a_shard_is_what_the_contract_says(features):
@@ -32,7 +36,7 @@ def test_a_shard_is_what_the_contract_says(features):
 
 
 rows = st.lists(
-    st.tuples(st.text(max_size=5), st.lists(st.text(max_size=5), max_size=3), st.binary(max_size=5)),
+    st.tuples(st.text(max_size=5), st.lists(st.text(max_size=5), max_size=3), st.binary(max_size=5), st.integers(0, 2)),
     min_size=1,
     max_size=12,
 )
@@ -41,38 +45,60 @@ rows = st.lists(
 @settings(deadline=None, max_examples=40)
 @given(rows, st.integers(1, 5), st.sampled_from(CODECS), st.booleans(), st.randoms())
 def test_what_is_written_is_read(tmp_path_factory, rows, batch, codec, pooled, random):
+    """In shards of five rows, in blocks of `batch`: every row, its views, in any order."""
     folder = tmp_path_factory.mktemp("features")
     draw = np.random.default_rng(random.randrange(2**32))
-    unit = draw.normal(size=2).astype(np.float32) if pooled else None
-    embeds = torch.from_numpy(draw.normal(size=(len(rows), 3, 5)).astype(np.float32))
-    encoded = encode(codec, embeds, [key for key, *_ in rows])
-    made = [
-        Row(f"{n}{key}", "val", key, captions, {c: a[n].numpy() for c, a in encoded.items()}, unit, thumbnail, n, 7)
-        for n, (key, captions, thumbnail) in enumerate(rows)
-    ]
-    columns = schema(3, 5, 2 if pooled else None, codec)
-    shards = []
-    for number, start in enumerate(range(0, len(made), 5)):
-        name = f"shard-{number:05d}.arrow"
-        part = made[start : start + 5]
-        count = write_shard(folder / name, columns, (part[i : i + batch] for i in range(0, len(part), batch)))
-        shards.append({"file": name, "records": count, "bytes": (folder / name).stat().st_size, "sha256": ""})
-    write_manifest(folder, "features", {"encoder": {"tokens": 3, "width": 5}, "codec": codec, "shards": shards})
+    units = draw.normal(size=(len(rows), 2)).astype(np.float32)
+    owners = [n for n, (*_, views) in enumerate(rows) for _ in range(views)]
+    encoded, seen = (
+        encode(codec, torch.from_numpy(draw.normal(size=(n, 3, 5)).astype(np.float32)))
+        for n in (len(rows), len(owners))
+    )
+    described, shards = columns(codec, 3, 5), []
+
+    def block(part):
+        of_part = [n for n, owner in enumerate(owners) if owner in part]
+        return {
+            "key": [f"{n}{rows[n][0]}" for n in part],
+            "split": ["val"] * len(part),
+            "image": ["it"] * len(part),
+            "captions": [rows[n][1] for n in part],
+            "thumbnail": [rows[n][2] for n in part],
+            "width": list(part),
+            "height": [7] * len(part),
+            "pooled": units[list(part)],
+            "views": [[asdict(View(n, v, 8, 9, v == 1)) for v in range(rows[n][3])] for n in part],
+            **{name: values[list(part)].numpy() for name, values in encoded.items()},
+            **{VIEW + name: values[of_part].numpy() for name, values in seen.items()},
+        }
+
+    for number, start in enumerate(range(0, len(rows), 5)):
+        path = folder / f"shard-{number:05d}.arrow"
+        stop = min(start + 5, len(rows))
+        parts = [range(i, min(i + batch, stop)) for i in range(start, stop, batch)]
+        with open(path, "wb") as file:
+            count = write_arrow_shard(file, schema(described, 2 if pooled else None, True), map(block, parts))
+        shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": ""})
+    encoder = {"tokens": 3, "width": 5, "joint": 2 if pooled else None}
+    write_manifest(folder, "features", {"encoder": encoder, "codec": codec, "views": 2, "shards": shards})
     features = Features(folder)
-    assert features.keys == [row.key for row in made]
-    assert features.captions == [list(row.captions) for row in made]
-    order = draw.permutation(len(made))
-    read = features.encoded(order)
+    assert features.keys == [f"{n}{key}" for n, (key, *_) in enumerate(rows)]
+    assert features.captions == [captions for _, captions, *_ in rows]
+    assert [len(views) for views in features.table.column("views").to_pylist()] == [views for *_, views in rows]
+    assert (features.pooled is not None) == pooled
+    order = draw.permutation(len(rows))
+    views = np.array([draw.integers(0, rows[n][3] + 1) for n in order])
+    firsts = np.cumsum([0, *(views for *_, views in rows)])
+    read = features.encoded(order, views)
     assert list(read) == list(encoded)
     for name, values in read.items():
         assert values.dtype == encoded[name].dtype
-        assert torch.equal(values, encoded[name][torch.from_numpy(order)])
-    assert len(features.rows("val")) == len(made)
+        for value, n, view in zip(values, order, views, strict=True):
+            assert torch.equal(value, seen[name][firsts[n] + view - 1] if view else encoded[name][n])
+    assert len(features.rows("val")) == len(rows)
     assert len(features.rows("train")) == 0
     if pooled:
-        assert np.array_equal(features.pooled, np.stack([row.pooled for row in made]))
-    else:
-        assert features.pooled is None
+        assert np.array_equal(features.pooled, units)
 
 
 def test_a_missing_or_cut_shard_is_named(features, tmp_path):

@@ -51,7 +51,7 @@ def make_block(rows, codec, pooled, seed):
         embeds = torch.from_numpy(draw.normal(size=(count, TOKENS, WIDTH)).astype(np.float32))
         if count == 0:
             return {n: np.empty((0, *shape), str(d)[6:]) for n, (d, shape) in columns(codec, TOKENS, WIDTH).items()}
-        return {name: column.numpy() for name, column in encode(codec, embeds, range(count)).items()}
+        return {name: column.numpy() for name, column in encode(codec, embeds).items()}
 
     block = {
         "key": keys,
