@@ -207,8 +207,8 @@ class Preprocessing:
 
     def view(self, image: Image.Image, view: View) -> np.ndarray:
         """A part of an RGB picture, resized and maybe mirrored -> (3, height, width) uint8."""
-        box = (view.left, view.top, view.right, view.bottom)
-        part = image.resize((self.width, self.height), self.resample, box=box)
+        part = image.crop((view.left, view.top, view.right, view.bottom))
+        part = part.resize((self.width, self.height), self.resample)
         return _channels_first(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else part)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:

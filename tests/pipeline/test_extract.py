@@ -199,3 +199,37 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path, clip_folder, disk):
     assert files(features.folder) == files(
         run_extract(source, clip_folder, tmp_path / "calm", shard_size=10, batch_size=5).folder
     )
+
+
+def test_a_dry_run_tells_and_writes_nothing(tmp_path, pictures, clip_folder):
+    """What it says of the bytes is near what the features then weigh."""
+    command = [sys.executable, "-m", "qf.cli", "extract", str(pictures), "--encoder", str(clip_folder), "--json", "-q"]
+    command += ["--workspace", str(tmp_path / "out"), "--views", "1", "--codec", "float32"]
+    said = json.loads(subprocess.run([*command, "--dry-run"], capture_output=True, check=True).stdout)
+    assert not (tmp_path / "out").exists()
+    assert (said["records"], said["captions"]) == (24, 48)
+    assert said["splits"] == {"train": 12, "val": 12, "test": 0}
+    assert said["sampled_rejects"] == 0
+    assert said["images_per_second"] > 0
+    assert said["free"] > said["bytes"]
+    made = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert 0.6 < made["bytes"] / said["bytes"] < 1.2  # these thumbnails are small
+
+
+@pytest.mark.parametrize("codec", ["float16", "int8"])
+def test_both_formats_train_and_search_alike(tmp_path, pictures, clip_folder, codec):
+    """The journey on Arrow and on WebDataset shards, to the same scores."""
+    hits = []
+    for shard_format in ("arrow", "webdataset"):
+        common = ["--workspace", str(tmp_path / shard_format), "--precision", "float32", "-q"]
+        for arguments in (
+            ["extract", str(pictures), "--encoder", str(clip_folder), "--format", shard_format, "--codec", codec],
+            ["train", "--epochs", "2", "--batch-size", "4", "--num-query-tokens", "2"],
+            ["verify"],
+        ):
+            where = [str(tmp_path / shard_format), "-q"] if arguments == ["verify"] else common
+            subprocess.run([sys.executable, "-m", "qf.cli", *arguments, *where], check=True, capture_output=True)
+        search = [sys.executable, "-m", "qf.cli", "search", "a red bar", "--rerank", "4", "--json", *common]
+        hits.append(subprocess.run(search, check=True, capture_output=True).stdout)
+    assert hits[0] == hits[1]
+    assert len(hits[0].splitlines()) == 10

@@ -7,6 +7,8 @@ from qf.pipeline.errors import TrainingError
 from qf.trainer.batches import Batches
 from qf.trainer.tokens import Tokens
 
+from conftest import run_extract  # isort: skip
+
 
 @pytest.fixture(scope="module")
 def tokens(features):
@@ -72,3 +74,21 @@ def test_too_few_images_are_refused(features, tokens):
             max_text_length=8,
             seed=0,
         )
+
+
+def test_each_epoch_takes_another_view(pictures, clip_folder, tokens, tmp_path):
+    """Over three epochs each image comes once as it is and once in either of its two views."""
+    features = run_extract(pictures, clip_folder, tmp_path / "features", views=2)
+    rows = features.rows("train")
+    owners = {}
+    for view in range(3):
+        for row, embeds in zip(rows, features.encoded(rows, np.full(len(rows), view))["tokens"], strict=True):
+            owners[embeds.numpy().tobytes()] = (int(row), view)
+    assert len(owners) == 3 * len(rows)
+    batches = make(features, tokens, batch_size=4)
+    seen = Counter(
+        owners[embeds.numpy().tobytes()]
+        for step in range(3 * batches.steps_per_epoch)
+        for embeds in batches.batch(step).encoded["tokens"]
+    )
+    assert seen == Counter(owners.values())
