@@ -84,9 +84,7 @@ def demo(
     from .pipeline.device import resolve_device
     from .retrieval.demo import Watch, demo
 
-    config = TrainConfig(
-        epochs=epochs, seed=seed, precision=precision, batch_size=64, lr=1e-3, contrast_first=0.6, easy_negatives=1.0
-    )
+    config = TrainConfig(epochs=epochs, seed=seed, precision=precision, batch_size=64, lr=1e-3, contrast_first=0.6)
     with Display(quiet) as display:
         watch = Watch(display.say, display.extracting, display.training)
         summary = demo(workspace, scenes, config, resolve_device(device), precision, watch)
@@ -207,11 +205,14 @@ def train(
         int, typer.Option(min=0, help="Of these, how many matching and generation see; 0: all.")
     ] = DEFAULTS.matched_captions,
     contrast_first: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of training with the contrast alone, before the others join.")
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Share of training with the contrast alone, before the others join; BLIP-2: 0."
+        ),
     ] = DEFAULTS.contrast_first,
     easy_negatives: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of matching in which its negatives go from all random to all hard."),
+        typer.Option(min=0, max=1, help="Share of the rest in which negatives go from random to hard; BLIP-2: 0."),
     ] = DEFAULTS.easy_negatives,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
     warmup_steps: Annotated[

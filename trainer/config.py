@@ -45,9 +45,10 @@ class TrainConfig:
     batch_size: int = 128  # images
     captions_per_image: int = 0  # captions of each image in a step; 0: all of them
     matched_captions: int = 1  # of these, how many matching and generation see, which cost five times as much; 0: all
-    contrast_first: float = 0.0  # share of the steps that train the contrast alone, before the other losses join it
+    # small data, benchmarks/results.md: the contrast alone first, then matching with random negatives that give way to hard ones
+    contrast_first: float = 0.5  # share of the steps that train the contrast alone; BLIP-2: 0
     easy_negatives: float = (
-        0.5  # share of the steps with matching over which its negatives go from all random to all hard
+        1.0  # share of the others over which negatives for matching go from random to hard; BLIP-2: 0
     )
     lr: float = 5e-4  # the peak
     min_lr: float = 1e-5

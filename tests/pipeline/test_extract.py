@@ -148,6 +148,25 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, clip_fol
     assert len(set(calm.keys)) == 120
 
 
+def test_two_at_once_are_one_too_many(tmp_path, clip_folder):
+    """A second extraction into the folder is refused in one line; the first ends undisturbed."""
+    source = make_pictures(tmp_path / "pictures", copies=10)
+    calm = run_extract(source, clip_folder, tmp_path / "calm", shard_size=10)
+    outcomes = []
+
+    def begin_another(status):
+        if not outcomes:
+            command = [sys.executable, "-m", "qf.cli", "extract", str(source), "--encoder", str(clip_folder), "-q"]
+            outcomes.append(subprocess.run([*command, "-w", str(tmp_path)], capture_output=True, text=True))
+
+    features = run_extract(source, clip_folder, tmp_path / "features", shard_size=10, progress=begin_another)
+    (second,) = outcomes
+    assert second.returncode == 1
+    assert second.stderr.startswith("qf: error: another qf is writing ")
+    assert len(second.stderr.splitlines()) == 1
+    assert files(features.folder) == files(calm.folder)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A tmpfs of 200 kB, and what gives it room."""
