@@ -166,8 +166,9 @@ def extract(
     from .pipeline.records import ReadOptions
 
     options = ReadOptions(images, image_column, caption_column, split_column, key_column, val_fraction, test_fraction)
-    dataset = read(Path(source), options)
     with Display(quiet) as display:
+        display.say(f"reading {source}")
+        dataset = read(Path(source), options)
         display.say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
         from .pipeline.device import resolve_device, resolve_precision
         from .pipeline.encoders import load_encoder
@@ -216,7 +217,7 @@ def train(
     ] = DEFAULTS.easy_negatives,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
     warmup_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of warm-up, a tenth of all at most.")
+        int, typer.Option(min=0, help="Steps of warm-up, a quarter of all at most.")
     ] = DEFAULTS.warmup_steps,
     weight_decay: Annotated[float, typer.Option(help="On matrices.")] = DEFAULTS.weight_decay,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="In the Q-Former.")] = DEFAULTS.dropout,

@@ -52,7 +52,7 @@ class TrainConfig:
     )
     lr: float = 5e-4  # the peak
     min_lr: float = 1e-5
-    warmup_steps: int = 300  # at most a tenth of all steps
+    warmup_steps: int = 300  # at most a quarter of all steps
     weight_decay: float = 0.05  # on matrices only
     beta1: float = 0.9
     beta2: float = 0.98

@@ -50,7 +50,7 @@ Report = Callable[[dict[str, Any], int], None]  # a line of metrics.jsonl, steps
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     """Linear warm-up, then half a cosine down to `min_lr`: a function of the step alone."""
-    warmup = min(config.warmup_steps, total // 10)
+    warmup = min(config.warmup_steps, total // 4)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
