@@ -467,14 +467,15 @@ def duration(seconds: float) -> str:
 
 def say_estimate(s: dict[str, Any]) -> None:
     print(f"records   {s['records']:,} images ({by_split(s['splits'])}), {s['captions']:,} captions")
-    print(f"features  about {size(s['bytes'])} in {s['features']}, where {size(s['free'])} are free")
+    short = "" if s["bytes"] <= s["free"] else ": too little"
+    print(f"features  about {size(s['bytes'])} in {s['features']}, where {size(s['free'])} are free{short}")
     unread = f"; {s['sampled_rejects']} of them cannot be read" if s["sampled_rejects"] else ""
     time = f"about {duration(s['seconds'])} at {s['images_per_second']:.1f} images/s" if s["seconds"] else "unknown"
     print(f"time      {time}, by a sample of {s['sampled']}{unread}")
 
 
 def say_extract(s: dict[str, Any]) -> None:
-    rate = f"{s['images_per_second']:.0f} images/s" if s["encoded"] else "complete already"
+    rate = f"{s['images_per_second']:.0f} images/s" if s["encoded"] else "nothing new to encode"
     print(
         f"features  {s['records']:,} images ({by_split(s['splits'])}), {s['captions']:,} captions, {s['rejected']:,} rejected; "
         f"{size(s['bytes'])} in {s['shards']} shards at {s['features']}  ({duration(s['seconds'])}, {rate})"
@@ -563,6 +564,7 @@ class Display:
         self.quiet = quiet
         self.progress: Progress | None = None
         self.said = 0.0
+        self.began: dict[str, tuple[float, int]] = {}  # by what is done: since when, and how much there was
 
     def __enter__(self) -> "Display":
         if not self.quiet and sys.stderr.isatty():
@@ -598,6 +600,9 @@ class Display:
             self.progress.update(task, completed=done, note=note)
         elif not self.quiet and (time.monotonic() - self.said > 10 or done == total):
             self.said = time.monotonic()
+            began, first = self.began.setdefault(what, (self.said, done))
+            left = (self.said - began) * (total - done) / (done - first) if first < done < total else 0
+            note += f", {duration(left)} left" if left else ""
             print(f"{what} {done:,}/{total:,}  {note}", file=sys.stderr, flush=True)
 
     def extracting(self, status: "Status") -> None:
@@ -637,12 +642,13 @@ def one_line_errors(debug: bool) -> Iterator[None]:
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fail("the disk is full; free some space or choose another --workspace, then run the same command to go on")
-        elif isinstance(
-            error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError
-        ):
-            fail(f"{error.filename}: {(error.strerror or '').lower()}; check the path and its permissions")
-        else:
+        if error.errno is None or error.filename is None:
             raise
+        fail(f"{error.filename}: {(error.strerror or '').lower()}; check the path and its permissions")
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for its name
+            raise
+        fail("the device is out of memory; use a smaller --batch-size, or --device cpu")
     except SystemExit as error:
         if error.code == 130:  # typer turns an interrupt into this
             print("qf: interrupted; run the same command to go on", file=sys.stderr)

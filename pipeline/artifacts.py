@@ -19,6 +19,11 @@ from .errors import ArtifactError
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp"
 LOCK = ".lock"
+CONTENT = {  # what the manifest of each kind holds at least
+    "features": {"encoder", "codec", "views", "shards"},
+    "run": {"model", "train", "encoder", "features", "files"},
+    "index": {"images", "vectors", "texts", "files", "run", "features"},
+}
 
 
 @contextmanager
@@ -100,10 +105,13 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
         command = f"; make it with `{cure[kind]}`" if kind else ""
         raise ArtifactError(f"{kind or 'artifact'} folder {folder} {state} (no {MANIFEST}){command}")
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("kind") not in cure or manifest.get("version") != 1:
-        raise ArtifactError(f"{folder / MANIFEST} is not a manifest that this version of qf understands")
-    if kind and manifest["kind"] != kind:
+    known = isinstance(manifest, dict) and manifest.get("version") == 1 and manifest.get("kind") in CONTENT
+    if known and kind and manifest["kind"] != kind:
         raise ArtifactError(f"{folder} holds {manifest['kind']}, not {kind}; make that with `{cure[kind]}`")
+    if not known or not manifest.keys() >= CONTENT[manifest["kind"]]:
+        raise ArtifactError(
+            f"{folder / MANIFEST} is not a manifest that this version of qf understands; make it again with --overwrite"
+        )
     return manifest
 
 
@@ -142,7 +150,7 @@ def locked(folder: Path) -> Iterator[None]:
     with open(folder / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ArtifactError(
                 f"another qf is writing {folder}; wait for it, or choose another --workspace"
             ) from error

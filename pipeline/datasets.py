@@ -147,8 +147,8 @@ def _read_folder(folder: Path, options: ReadOptions) -> Found:
         return "flickr tokens", f"{tokens[0].name}: {found}", records
     if tars := sorted(_below(folder, ".tar")):
         return "webdataset", *read_tars(_within(folder, tars), folder, options)
-    if captions := sorted(folder.glob("captions_*.json")):
-        return read_json(_within(folder, captions), options)
+    if captions := [*folder.glob("captions_*.json"), *folder.glob("annotations.json"), *folder.glob("dataset_*.json")]:
+        return read_json(_within(folder, sorted(captions)), options)
     if shards := sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet")):
         return "parquet", *read_parquet(_within(folder, shards), options)
     if any(_below(folder, *(f".{suffix}" for suffix in IMAGE_SUFFIXES))):

@@ -85,7 +85,7 @@ def encoder_folder(name: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors", "*.onnx"]
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))  # no folders of variants
     except Exception as error:  # the hub's client raises many kinds; all mean that the model is not here
@@ -140,8 +140,9 @@ def read_preprocessing(folder: Path) -> Preprocessing:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 of a model's weight file; of several, the hash of their hashes in order of name."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.onnx"))
+    """SHA-256 of a model's weight file; of several, the hash of their hashes in order of name. An ONNX model counts with the
+    files of its external weights."""
+    files = sorted(folder.glob("model.onnx*")) or sorted(folder.glob("*.safetensors"))
     if not files:
         raise EncoderError(f"{folder} holds no model.safetensors and no model.onnx")
     if len(files) == 1:
@@ -246,7 +247,7 @@ class OnnxEncoder:
                 f"{folder / 'model.onnx'} needs an input pixel_values and an output last_hidden_state (it gives {', '.join(outputs)})"
             )
         self.outputs = ["last_hidden_state"] + (["image_embeds"] if "image_embeds" in outputs else [])
-        self.name, self.sha256 = name, sha256_file(folder / "model.onnx")
+        self.name, self.sha256 = name, weights_sha256(folder)
         self.mean, self.std = (t.numpy() for t in _normalisation(self.preprocessing, torch.device("cpu")))
         blank = np.zeros((1, 3, self.preprocessing.height, self.preprocessing.width), np.uint8)
         tokens, pooled = self.encode(blank)  # shapes in the file may be symbolic: one forward tells

@@ -79,11 +79,17 @@ def extract(
     }
     with locked(folder):
         ledger = Ledger(folder, plan, FORMATS[options.format])
-        if ledger.open(options.overwrite):
+        state = ledger.state(options.overwrite)
+        if state == "finished":
+            ledger.sweep()
             return _summary(ledger.manifest(), folder, time.perf_counter() - started)
-        todo = [number for number in range(len(ledger.shards)) if ledger.noted(number) is None]
-        _check_space(dataset, encoder, options, folder, len(todo) / len(ledger.shards))
-        rejected = sum(len(ledger.noted(number) or ()) for number in range(len(ledger.shards)))
+        every = range(len(ledger.shards))
+        todo = [number for number in every if state == "fresh" or ledger.noted(number) is None]
+        _check_problems(dataset, options)
+        _check_space(dataset, encoder, options, folder, len(todo) / len(every), state == "fresh")
+        if state == "fresh":
+            ledger.begin()
+        rejected = sum(len(ledger.noted(number) or ()) for number in every)
         total, encoded = len(records), 0
         done = total - sum(len(_span(number, total, options)) for number in todo)
         with Stream(encoder, settings, options.workers or len(os.sched_getaffinity(0))) as stream:
@@ -104,6 +110,8 @@ def extract(
                     raise ledger.too_many(options.max_rejects)
             encoder_seconds = stream.seconds / stream.lanes.count
             waited = stream.waited
+        if rejected == total or rejected > options.max_rejects * total:
+            raise ledger.too_many(options.max_rejects)
         manifest = ledger.close(records)
     return _summary(manifest, folder, time.perf_counter() - started, encoded, encoder_seconds, waited)
 
@@ -193,12 +201,30 @@ def _bytes(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions) ->
 
 def _free(folder: Path) -> int:
     """Bytes free on the disk that holds `folder`, or will."""
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    if not there.is_dir():
+        raise DatasetError(f"{there} is a file; choose another --workspace")
     return shutil.disk_usage(there).free
 
 
-def _check_space(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, folder: Path, share: float) -> None:
+def _check_problems(dataset: Dataset, options: ExtractOptions) -> None:
+    """Records that the dataset itself tells to be of no use are rejects already: too many of them need no encoder to find."""
+    records = dataset.records
+    problems = len(records) - sum(records.splits.values())
+    if problems > options.max_rejects * len(records):
+        raise DatasetError(
+            f"{problems} of {len(records)} records cannot be used, more than --max-rejects {options.max_rejects:g} allows; the "
+            f"first: {records.first_problem}"
+        )
+
+
+def _check_space(
+    dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, folder: Path, share: float, fresh: bool
+) -> None:
+    """DatasetError if that share of the features cannot fit; what a fresh start clears away counts as free."""
     needed, free = int(_bytes(dataset, encoder, options) * share), _free(folder)
+    if fresh:
+        free += sum(path.stat().st_size for path in folder.glob("shard-*"))
     if needed > free:
         raise DatasetError(
             f"the features will weigh about {needed / 1e6:,.1f} MB, and {folder} has {free / 1e6:,.1f} MB free; make room, "

@@ -47,6 +47,8 @@ class Features:
         self.manifest = read_manifest(folder, "features")
         self._columns = columns(self.manifest["codec"], self.encoder["tokens"], self.encoder["width"])
         self._shards: list[Shard] = []
+        if not self.manifest["shards"]:
+            raise ArtifactError(f"{folder} holds no images; extract again with --overwrite")
         for shard in self.manifest["shards"]:
             path = folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:

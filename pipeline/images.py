@@ -4,6 +4,7 @@ Memory: larger pictures than MAX_PIXELS are refused by their header. One of that
 is decoded and made upright RGB, as WebP 17, as JPEG 2000 20 (measured), and 3 to 4 afterwards: a worker stays below 2 GB,
 3 GB for the worst WebP and 3.6 GB for the worst JPEG 2000."""
 
+import errno
 import io
 import re
 import warnings
@@ -24,6 +25,7 @@ MAX_BYTES = 256 * 2**20
 STRIP_PIXELS = 2**20  # converted at once
 THUMBNAIL_SIZE = 128
 MAX_SIDE = 4096  # of what an encoder takes
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)  # troubles of the machine, not of a picture
 PANORAMA = 8  # pictures longer than this times their shorter side are cut before they are resized
 UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -54,7 +56,7 @@ def load_image(source: Path | bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb and metadata warnings: our own limit follows
             return _to_rgb(_upright(_decoded(source)))
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
@@ -63,7 +65,9 @@ def load_image(source: Path | bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes; none may end an extraction
-        raise UnreadableImage(f"damaged image: {error or type(error).__name__}") from error
+        if getattr(error, "errno", None) in PASSING:
+            raise
+        raise UnreadableImage(f"damaged image: {str(error) or type(error).__name__}") from error
 
 
 def _decoded(source: Path | bytes) -> Image.Image:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .artifacts import (
     MANIFEST,
@@ -53,29 +53,33 @@ class Ledger:
         count = -(-plan["source"]["records"] // plan["shard_size"])
         self.shards = [folder / f"shard-{number:05d}{suffix}" for number in range(count)]
 
-    def open(self, overwrite: bool) -> bool:
-        """Whether the features are there already. Clears them for --overwrite; ArtifactError if the folder holds others."""
-        if overwrite:
-            for path in [
-                self.folder / MANIFEST,
-                *self.folder.glob("*.json"),
-                *self.folder.glob("shard-*"),
-                self.folder / REJECTS,
-            ]:
-                path.unlink(missing_ok=True)
+    def state(self, overwrite: bool) -> Literal["finished", "resumable", "fresh"]:
+        """What is there. ArtifactError if it is something else and may not be replaced. Changes nothing.
+
+        An unfinished folder without a finished shard holds nothing that could be mixed up, so it counts as fresh."""
         finished = has_manifest(self.folder)
-        if finished or (self.folder / PLAN).is_file():
-            old = read_manifest(self.folder, "features") if finished else read_json(self.folder / PLAN)
-            if changed := difference(_comparable(old), _comparable(self.plan)):
-                raise ArtifactError(
-                    f"{self.folder} holds features made otherwise: {changed}; choose another --workspace, or replace them with "
-                    "--overwrite"
-                )
-        else:
-            write_json(self.folder / PLAN, self.plan)
-        if finished:
-            self._sweep()
-        return finished
+        if finished and overwrite:
+            return "fresh"
+        if not finished and not (self.folder / PLAN).is_file():
+            return "fresh"
+        old = self.manifest() if finished else read_json(self.folder / PLAN)
+        changed = difference(_comparable(old), _comparable(self.plan))
+        if not changed:
+            return "finished" if finished else "resumable"
+        if not finished and (overwrite or not any(self.folder.glob("shard-*.json"))):
+            return "fresh"
+        raise ArtifactError(
+            f"{self.folder} holds features made otherwise: {changed}; choose another --workspace, or replace them with "
+            "--overwrite"
+        )
+
+    def begin(self) -> None:
+        """Clear the folder and write the plan. The manifest goes first, then the notes, so that whatever stops this, no shard is
+        taken for another plan's."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for path in [*self.folder.glob("shard-*.json"), *self.folder.glob("shard-*"), self.folder / REJECTS]:
+            path.unlink(missing_ok=True)
+        write_json(self.folder / PLAN, self.plan)
 
     def manifest(self) -> dict[str, Any]:
         """That of the finished features."""
@@ -135,11 +139,11 @@ class Ledger:
             "shards": [shard for shard in shards if shard["records"]],
         }
         write_manifest(self.folder, "features", content)
-        self._sweep()
+        self.sweep()
         return self.manifest()
 
-    def _sweep(self) -> None:
-        """Take away plan, notes, and shards of which every record was rejected."""
+    def sweep(self) -> None:
+        """Of finished features, take away plan, notes, and shards of which every record was rejected."""
         kept = {shard["file"] for shard in self.manifest()["shards"]}
         for shard in self.shards:
             shard.with_suffix(".json").unlink(missing_ok=True)

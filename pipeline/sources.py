@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .images import MAX_BYTES, UnreadableImage
+from .images import MAX_BYTES, PASSING, UnreadableImage
 
 CELLS = 64  # cells of a Parquet column read at once
 KEPT = 4  # such reads that stay, for the threads that are a little behind
@@ -72,6 +72,8 @@ def load(source: Source | None) -> Path | bytes:
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
     except (OSError, ValueError, pa.ArrowException) as error:
+        if getattr(error, "errno", None) in PASSING:
+            raise
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise UnreadableImage(f"cannot be read: {reason}") from error
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from qf.pipeline.artifacts import (
+    CONTENT,
     atomic_file,
     difference,
     locked,
@@ -34,16 +35,18 @@ def test_manifests_name_the_command_that_makes_them(tmp_path):
     (tmp_path / "shard").write_bytes(b"x")
     with pytest.raises(ArtifactError, match="unfinished"):
         read_manifest(tmp_path, "features")
-    write_manifest(tmp_path, "run", {"steps": 3})
-    assert read_manifest(tmp_path, "run") == {"kind": "run", "version": 1, "steps": 3}
+    content = {key: {} for key in CONTENT["run"]}
+    write_manifest(tmp_path, "run", content)
+    assert read_manifest(tmp_path, "run") == {"kind": "run", "version": 1, **content}
     with pytest.raises(ArtifactError, match="holds run, not features"):
         read_manifest(tmp_path, "features")
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match="cannot be read"):
         read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"kind": "features", "version": 99}')
-    with pytest.raises(ArtifactError, match="not a manifest that this version"):
-        read_manifest(tmp_path)
+    for text in ('{"kind": "features", "version": 99}', '{"kind": "features", "version": 1}', "[]"):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(ArtifactError, match="not a manifest that this version"):
+            read_manifest(tmp_path)
 
 
 def test_the_first_difference_is_named():

@@ -299,3 +299,16 @@ def test_other_weights_under_the_same_name_are_refused(clip_folder):
     identity = load_encoder(str(clip_folder), CPU, torch.float32).identity
     with pytest.raises(EncoderError, match="no longer the one that made the features"):
         TextTower(identity | {"sha256": "0"}, CPU)
+
+
+def test_external_weights_of_an_onnx_model_count(onnx_folder, tmp_path):
+    """Exports may keep their weights in a file beside the model: other weights are another encoder."""
+    import shutil
+
+    hashes = set()
+    for weights in (b"", b"one", b"two"):
+        folder = shutil.copytree(onnx_folder, tmp_path / f"with-{weights.decode()}")
+        if weights:
+            (folder / "model.onnx.data").write_bytes(weights)
+        hashes.add(load_encoder(str(folder), CPU, torch.float32).identity["sha256"])
+    assert len(hashes) == 3

@@ -252,3 +252,62 @@ def test_both_formats_train_and_search_alike(tmp_path, pictures, clip_folder, co
         hits.append(subprocess.run(search, check=True, capture_output=True).stdout)
     assert hits[0] == hits[1]
     assert len(hits[0].splitlines()) == 10
+
+
+def interrupt(after):
+    """A progress that stops extraction once so many records are done."""
+
+    def stop(status):
+        if status.done >= after:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_an_interrupted_overwrite_goes_on(tmp_path, pictures, clip_folder):
+    """What replaces finished features is resumed like any other extraction, also by the very same command."""
+    folder = tmp_path / "features"
+    options = {"shard_size": 4, "batch_size": 2, "workers": 1, "codec": "int8", "overwrite": True}
+    run_extract(pictures, clip_folder, folder)
+    with pytest.raises(KeyboardInterrupt):
+        run_extract(pictures, clip_folder, folder, progress=interrupt(16), **options)
+    done = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.arrow")}
+    assert 2 <= len(done) <= 5
+    seen = []
+    features = run_extract(pictures, clip_folder, folder, progress=lambda status: seen.append(status.done), **options)
+    assert len(features) == 24
+    assert min(seen) > 4 * (len(done) - 1)
+    assert {name: (folder / name).stat().st_mtime_ns for name in done} == done
+
+
+def test_what_is_refused_destroys_nothing(tmp_path, pictures, clip_folder, monkeypatch):
+    """Too little room for what is to replace good features; and the cure that the message names works."""
+    folder = tmp_path / "features"
+    monkeypatch.setattr("qf.pipeline.extract._free", lambda folder: 0)
+    with pytest.raises(DatasetError, match="has 0.0 MB free"):
+        run_extract(pictures, clip_folder, folder, codec="float32")
+    monkeypatch.undo()
+    run_extract(pictures, clip_folder, folder, codec="int8")  # not mixed with the plan that was refused
+    before = files(folder)
+    monkeypatch.setattr("qf.pipeline.extract._free", lambda folder: 0)
+    with pytest.raises(DatasetError, match="make room"):
+        run_extract(pictures, clip_folder, folder, codec="float32", overwrite=True)
+    assert files(folder) == before
+    assert Features(folder).manifest["codec"] == "int8"
+
+
+def test_features_of_nothing_are_refused(tmp_path, clip_folder):
+    source = make_pictures(tmp_path / "pictures", copies=1)
+    for picture in source.parent.glob("*.png"):
+        picture.write_bytes(b"nothing")
+    with pytest.raises(DatasetError, match="12 of 12 records were rejected.*not an image"):
+        run_extract(source, clip_folder, tmp_path / "features", max_rejects=1.0)
+
+
+def test_records_that_the_dataset_itself_refuses_are_counted_first(tmp_path, clip_folder):
+    source = make_pictures(tmp_path / "pictures", copies=1)
+    with open(source, "a") as file:
+        file.writelines(f"nowhere-{n}.png,,train\n" for n in range(3))
+    with pytest.raises(DatasetError, match=r"3 of 15 records cannot be used.*the first: nowhere-0\.png: no caption"):
+        run_extract(source, clip_folder, tmp_path / "features")
+    assert not (tmp_path / "features" / "plan.json").exists()

@@ -359,3 +359,16 @@ def test_odd_images_end_as_expected():
             except UnreadableImage:
                 outcome = "reject"
             assert outcome == row["outcome"], row
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
+def test_troubles_of_the_machine_are_no_rejects(tmp_path, monkeypatch, error):
+    """They pass, and a picture that was given up for them would be missing for ever."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)):
+        load_image(tmp_path / "a.png")

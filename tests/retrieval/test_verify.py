@@ -53,6 +53,10 @@ def test_every_file_of_every_artifact_is_watched(copy, harm):
 def test_counts_are_compared(copy):
     features = copy / "features"
     manifest = json.loads((features / "manifest.json").read_text())
+    reject = json.dumps({"key": "two\u2028lines", "image": "", "reason": ""}, ensure_ascii=False)
+    (features / "rejects.jsonl").write_text(reject + "\n")
+    assert verify(features)["problems"] == ["rejected: the manifest says 0, there are 1"]
+    (features / "rejects.jsonl").write_text("")
     (features / "manifest.json").write_text(json.dumps({**manifest, "captions": 7, "rejected": 1}))
     assert verify(features)["problems"] == [
         "captions: the manifest says 7, there are 48",
@@ -73,7 +77,7 @@ def test_tokens_that_are_no_numbers_are_found(copy):
     manifest["shards"][0] |= described(path)
     (features / "manifest.json").write_text(json.dumps(manifest))
     (problem,) = verify(features)["problems"]
-    assert problem == f"the tokens of {table.column('key')[0].as_py()!r} are not all finite"
+    assert problem == f"the features of {table.column('key')[0].as_py()!r} are not all finite"
 
 
 def test_the_command_fails_in_one_line(copy, capfd):
