@@ -416,7 +416,7 @@ def verify(
     wrong = [result for result in checked if result["problems"]]
     if wrong:
         count = sum(len(result["problems"]) for result in wrong)
-        raise QfError(f"{wrong[0]['problems'][0]} ({count} problems in all); {wrong[0]['cure']}")
+        raise QfError(f"{wrong[0]['problems'][0]} (problems in all: {count}); {wrong[0]['cure']}")
 
 
 def artifacts_at(path: Path) -> list[Path]:
@@ -530,13 +530,13 @@ def say_info(name: str, manifest: dict[str, Any]) -> None:
     if kind == "features":
         encoder, source = manifest["encoder"], manifest["source"]
         print(f"  from      {source['path']} ({source['kind']}), {manifest['rejected']:,} records rejected")
-        shape = f"{encoder['tokens']} tokens x {encoder['width']}, joint {encoder['joint']}"
+        shape = f"{encoder['tokens']} tokens x {encoder['width']}, joint {encoder['joint']}, {encoder['precision']}"
         print(f"  encoder   {encoder['id']}, layer {encoder['layer']}, {shape}")
-        splits = ", ".join(f"{count:,} {split}" for split, count in manifest["splits"].items() if count)
-        print(f"  holds     {manifest['records']:,} images ({splits}), {manifest['captions']:,} captions")
-        print(
-            f"  on disk   {len(manifest['shards'])} shards, {size(sum(s['bytes'] for s in manifest['shards']))}, {manifest['codec']}"
-        )
+        views = f", {manifest['views']} views of each training image" if manifest["views"] else ""
+        images = f"{manifest['records']:,} images ({by_split(manifest['splits'])})"
+        print(f"  holds     {images}, {manifest['captions']:,} captions{views}")
+        weight = size(sum(shard["bytes"] for shard in manifest["shards"]))
+        print(f"  on disk   {len(manifest['shards'])} shards, {weight}, {manifest['codec']}, {manifest['format']}")
     elif kind == "run":
         model, best = manifest["model"], manifest["best"]
         print(

@@ -87,4 +87,4 @@ def test_the_command_fails_in_one_line(copy, capfd):
     assert end.value.code == 1
     err = capfd.readouterr().err
     assert err.startswith("qf: error: ")
-    assert "rows.arrow is missing (1 problems in all); rebuild it with `qf index`" in err
+    assert "rows.arrow is missing (problems in all: 1); rebuild it with `qf index`" in err
