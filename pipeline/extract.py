@@ -3,7 +3,6 @@
 Records are cut into shards in the order of the dataset, shards into pieces that are encoded together; pieces never span shards,
 so that a shard's bytes depend on nothing but its records and the settings."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -92,7 +91,7 @@ def extract(
         rejected = sum(len(ledger.noted(number) or ()) for number in every)
         total, encoded = len(records), 0
         done = total - sum(len(_span(number, total, options)) for number in todo)
-        with Stream(encoder, settings, options.workers or len(os.sched_getaffinity(0))) as stream:
+        with Stream(encoder, settings, options.workers) as stream:
 
             def watched(some: Iterator[Encoded]) -> Iterator[Encoded]:
                 nonlocal encoded, done
@@ -166,7 +165,7 @@ def estimate(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, 
     `images_per_second` is measured on a sample of records spread over the dataset, where any of them can be read."""
     _check(options)
     records = dataset.records
-    with Stream(encoder, options.settings, options.workers or len(os.sched_getaffinity(0))) as stream:
+    with Stream(encoder, options.settings, options.workers) as stream:
         count = min(len(records), max(1, SAMPLE // (1 + options.settings.views)))
         chosen = [records[int(n)] for n in np.linspace(0, len(records) - 1, count)]
         pieces = [Piece(0, chosen[i : i + stream.piece_size]) for i in range(0, count, stream.piece_size)]

@@ -25,15 +25,8 @@ from .errors import ArtifactError, DatasetError
 
 PLAN = "plan.json"
 REJECTS = "rejects.jsonl"
-ABOUT = (
-    "encoder",
-    "codec",
-    "format",
-    "views",
-    "augmentation",
-    "source",
-    "shard_size",
-)  # what the manifest takes over from the plan
+# what the manifest takes over from the plan
+PLANNED = ("encoder", "codec", "format", "views", "augmentation", "source", "shard_size")
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class Reject:
 
 
 class Ledger:
-    """The books of a features folder. `plan` is JSON: ABOUT, with `records` and `path` in its `source`."""
+    """The books of a features folder. `plan` is JSON: PLANNED, with `records` and `path` in its `source`."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], suffix: str) -> None:
         self.folder, self.plan = folder, json.loads(json.dumps(plan))  # as it will be read back
@@ -131,7 +124,7 @@ class Ledger:
                 splits[record.split] -= 1
                 captions[record.split] -= len(record.captions)
         content = {
-            **{key: self.plan[key] for key in ABOUT},
+            **{key: self.plan[key] for key in PLANNED},
             "records": sum(splits.values()),
             "captions": sum(captions.values()),
             "splits": splits,
@@ -155,7 +148,7 @@ class Ledger:
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for shards to be mixed: not where encoder and dataset lie."""
     return {
-        **{key: plan[key] for key in ABOUT},
+        **{key: plan[key] for key in PLANNED},
         "encoder": {key: value for key, value in plan["encoder"].items() if key != "id"},
         "source": {key: value for key, value in plan["source"].items() if key != "path"},
     }

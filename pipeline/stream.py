@@ -7,6 +7,7 @@ operation, as one batch on all cores does when decoding takes some of them.
 Threads, because Pillow and PyTorch let go of Python's lock while they work. Memory: at most `workers` + lanes + 4 batches of
 pictures as the encoder takes them, and one original a worker."""
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,15 +68,15 @@ class _Decoded:
 
 
 class Stream:
-    """An encoder with threads around it. Use as a context manager."""
+    """An encoder with threads around it: `workers` that decode, one a core if 0. Use as a context manager."""
 
     def __init__(self, encoder: FrozenEncoder, settings: Settings, workers: int) -> None:
         self.encoder, self.settings = encoder, settings
         self.lanes = Lanes(encoder.device)
-        self.workers = workers
+        self.workers = workers or len(os.sched_getaffinity(0))
         self.seconds = 0.0  # that lanes spent encoding, all together
         self._began = time.perf_counter()
-        self._pictures = ThreadPoolExecutor(workers)
+        self._pictures = ThreadPoolExecutor(self.workers)
         self._batches = ThreadPoolExecutor(self.lanes.count, initializer=self.lanes.enter)
 
     def __enter__(self) -> "Stream":

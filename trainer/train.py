@@ -68,17 +68,22 @@ def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
     return image_embeds[:, kept]
 
 
+def contrast_steps(total: int, config: TrainConfig) -> int:
+    """How many of the first steps train the contrast alone."""
+    return int(config.contrast_first * total)
+
+
 def losses_at(step: int, total: int, config: TrainConfig) -> list[str]:
     """The losses of a step: at first the contrast alone, if `contrast_first` says so and it is among them."""
     names = chosen_losses(config)
-    return names[:1] if names[0] == "loss_itc" and step < int(config.contrast_first * total) else names
+    return names[:1] if names[0] == "loss_itc" and step < contrast_steps(total, config) else names
 
 
 def hardness(step: int, total: int, config: TrainConfig) -> float:
     """The share of hard negatives for matching: from 0 (drawn evenly) to 1 (as BLIP-2 draws them), by the step alone.
 
     From hard negatives alone matching never leaves its prior on small data; see benchmarks/results.md."""
-    begin = int(config.contrast_first * total)
+    begin = contrast_steps(total, config)
     ramp = config.easy_negatives * (total - begin)
     return min(1.0, max(0, step - begin) / ramp) if ramp else 1.0
 
