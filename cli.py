@@ -198,7 +198,19 @@ def train(
     init: Annotated[str | None, typer.Option(help="A run, or a BERT folder or id, to start from.")] = None,
     losses: Annotated[str, typer.Option(help="The objectives to sum.")] = DEFAULTS.losses,
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the training images.")] = DEFAULTS.epochs,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images in a step.")] = DEFAULTS.batch_size,
+    batch_size: Annotated[
+        int, typer.Option(min=2, help="Images through the network at once, over all processes.")
+    ] = DEFAULTS.batch_size,
+    contrastive_batch: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Images contrasted with each other, a multiple of the batch size, by gradient caching; 0: the batch size.",
+        ),
+    ] = DEFAULTS.contrastive_batch,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Batches (contrastive ones) whose gradients make one step.")
+    ] = DEFAULTS.accumulate,
     captions_per_image: Annotated[
         int, typer.Option(min=0, help="Captions of each image in a step; 0: all.")
     ] = DEFAULTS.captions_per_image,
@@ -235,6 +247,13 @@ def train(
     ] = DEFAULTS.checkpoint_every,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep, besides the best weights.")] = DEFAULTS.keep,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = DEFAULTS.seed,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute layers twice, to hold less in memory.")
+    ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the layers with torch.compile.")] = False,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, one a GPU; or start them with torchrun.")
+    ] = 1,
     index: Annotated[bool, typer.Option("--index/--no-index", help="Build the index from the trained model.")] = True,
     workspace: Workspace = HERE,
     device: Device = "auto",
@@ -246,15 +265,23 @@ def train(
     """Train a Q-Former on the cached features, then index them. The same command again resumes an interrupted run."""
     given = locals()
     config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
+    from .trainer.launch import launch, launched
+
+    if nproc > 1 and not launched():
+        raise typer.Exit(launch(sys.argv[1:], nproc))
     from .pipeline.device import resolve_device, resolve_precision
     from .pipeline.features import Features
+    from .trainer.processes import Processes
     from .trainer.train import train
 
-    on = resolve_device(device)
+    processes, on = Processes.join(resolve_device(device))
     features = Features(workspace / "features")
     folder = workspace / "runs" / name
-    with Display(quiet) as display:
-        summary = train(features, folder, config, on, overwrite, display.training)
+    with Display(quiet or not processes.first) as display:
+        summary = train(features, folder, config, on, overwrite, display.training, processes)
+        processes.leave()
+        if not processes.first:
+            return
         if index:
             from .retrieval.build import build_index
             from .retrieval.runs import open_run

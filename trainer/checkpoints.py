@@ -32,14 +32,12 @@ def load_info(path: Path) -> dict[str, Any]:
 def save_checkpoint(
     folder: Path, model: QFormer, optimizer: torch.optim.Optimizer, info: dict[str, Any], keep: int
 ) -> None:
-    """Weights, optimiser and random state as `step-N.safetensors`; of older ones `keep - 1` stay. `info` holds the step."""
+    """Weights and optimiser as `step-N.safetensors`; of older ones `keep - 1` stay. `info` holds the step, of which all that
+    is random is a function."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
     save_tensors(folder / f"step-{info['step']:08d}.safetensors", tensors, info)
     for old in steps(folder)[:-keep]:
         old.unlink()
@@ -62,8 +60,5 @@ def load_checkpoint(
             state = {k.removeprefix(prefix): file.get_tensor(k) for k in names if k.startswith(prefix)}
             # fused AdamW keeps its step count on the parameters' device
             optimizer.state[parameter] = {k: v.to(device) for k, v in state.items()}
-        torch.set_rng_state(file.get_tensor("random.cpu"))
-        if device.type == "cuda" and "random.cuda" in names:
-            torch.cuda.set_rng_state(file.get_tensor("random.cuda"), device)
         info: dict[str, Any] = json.loads(file.metadata()["info"])
         return info

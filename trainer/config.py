@@ -42,7 +42,9 @@ class TrainConfig:
     init: str | None = None  # a run or a BERT folder or id to start from; its sizes win over the preset's
     losses: str = "itc,itm,itg"
     epochs: float = 20.0
-    batch_size: int = 128  # images
+    batch_size: int = 128  # images that go through the network at once, over all processes
+    contrastive_batch: int = 0  # images that are contrasted with each other; 0: those of a batch
+    accumulate: int = 1  # contrastive batches to a step of the optimiser
     captions_per_image: int = 0  # captions of each image in a step; 0: all of them
     matched_captions: int = 1  # of these, how many matching and generation see, which cost five times as much; 0: all
     # small data, benchmarks/results.md: the contrast alone first, then matching with random negatives that give way to hard ones
@@ -69,3 +71,5 @@ class TrainConfig:
     max_val_images: int = 1000
     seed: int = 0
     precision: str = "auto"
+    gradient_checkpointing: bool = False  # layers computed again for their gradient: less memory, more time
+    compile: bool = False  # layers through torch.compile

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .qformer import ImageEncoding, QFormer
 
@@ -14,11 +15,32 @@ LOSSES = ("loss_itc", "loss_itm", "loss_itg")
 LABEL_SMOOTHING = 0.1
 LENGTH_GROUPS = 3
 PROBABILITY_FLOOR = 1e-4  # of every negative, as in ALBEF
+MOST_PRODUCTS = 2**25  # dot products of queries and texts held at once
 
 
 def similarities(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """(B, Q, E), (M, E) -> (B, M): the maximum over queries of the dot product."""
-    return torch.einsum("bqe,me->bqm", image_features, text_features).amax(1)
+    """(B, Q, E), (M, E) -> (B, M): the maximum over queries of the dot product. Large batches go block by block, and the
+    dot products of a block are computed again for its gradient."""
+
+    def block(images: Tensor, texts: Tensor) -> Tensor:
+        return torch.einsum("bqe,me->bqm", images, texts).amax(1)
+
+    blocks = image_features.split(max(1, MOST_PRODUCTS // (image_features.shape[1] * max(1, len(text_features)))))
+    if len(blocks) == 1:
+        return block(image_features, text_features)
+    return torch.cat([checkpoint(block, images, text_features, use_reentrant=False) for images in blocks])
+
+
+def positives(image_id: Tensor, image_rows: Tensor, text_id: Tensor) -> Tensor:
+    """(B, M) bool: which texts describe which image: those of the same picture, and whatever reads like one of them.
+
+    image_id (B,): equal for the same picture; image_rows (M,): the image of each text; text_id (M,): equal for texts that
+    read the same."""
+    order = text_id.argsort()
+    number = torch.empty_like(order)  # of each text among the different ones, 0 to M - 1
+    number[order] = F.pad(text_id[order].diff().ne(0).cumsum(0), (1, 0))
+    same = (image_id[:, None] == image_id[image_rows]).float()  # (B, M)
+    return torch.zeros_like(same).index_add_(1, number, same)[:, number] > 0
 
 
 def itc_loss(similarity: Tensor, positive: Tensor) -> Tensor:
@@ -35,7 +57,12 @@ def _soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hard_negatives(
-    similarity: Tensor, positive: Tensor, image_rows: Tensor, texts: Tensor, hardness: float = 1.0
+    similarity: Tensor,
+    positive: Tensor,
+    image_rows: Tensor,
+    texts: Tensor,
+    hardness: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """For each of `texts` (m,) an image, and for its image a text, that do not belong together: rows (m,), (m,).
 
@@ -48,23 +75,46 @@ def hard_negatives(
         return torch.lerp(even / even.sum(1, keepdim=True), hard / hard.sum(1, keepdim=True), hardness)
 
     own = image_rows[texts]
-    negative_image = torch.multinomial(weights(similarity.T[texts], positive.T[texts]), 1).squeeze(1)
-    negative_text = torch.multinomial(weights(similarity[own], positive[own]), 1).squeeze(1)
-    return negative_image, negative_text
+    negative_image = torch.multinomial(weights(similarity.T[texts], positive.T[texts]), 1, generator=generator)
+    negative_text = torch.multinomial(weights(similarity[own], positive[own]), 1, generator=generator)
+    return negative_image.squeeze(1), negative_text.squeeze(1)
 
 
-def itm_pairs(image_rows: Tensor, texts: Tensor, negatives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Image rows and text rows (3m,) of the pairs to match: `texts` (m,) with their images, negative images, negative texts."""
+def itm_pairs(image_rows: Tensor, texts: Tensor, negatives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Image rows and text rows (3m,) of the pairs to match, and which do: `texts` (m,) with their images, with negative
+    images, and negative texts with their images."""
     negative_image, negative_text = negatives
     own = image_rows[texts]
-    return torch.cat([own, negative_image, own]), torch.cat([texts, texts, negative_text])
+    matches = torch.arange(3 * len(texts), device=texts.device) < len(texts)
+    return torch.cat([own, negative_image, own]), torch.cat([texts, texts, negative_text]), matches
 
 
-def itm_loss(logits: Tensor) -> Tensor:
-    """Matching. `logits` (3m, 2): m pairs that match, then 2m that do not."""
-    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    labels[: len(logits) // 3] = 1
-    return F.cross_entropy(logits, labels)
+def text_features(model: QFormer, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Texts (M, L) alone -> unit features (M, E)."""
+    return by_length(
+        lambda rows, length: (
+            model.encode_text(input_ids[rows, :length], attention_mask[rows, :length], first_only=True).features
+        ),
+        attention_mask,
+    )
+
+
+def itm_loss(
+    model: QFormer,
+    image: ImageEncoding,
+    image_rows: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    matches: Tensor,
+) -> Tensor:
+    """Matching of N pairs: text n with image `image_rows[n]`; `matches` (N,) bool says which belong together."""
+    logits = by_length(
+        lambda rows, length: model.match(
+            image, image_rows[rows], input_ids[rows, :length], attention_mask[rows, :length]
+        ),
+        attention_mask,
+    )
+    return F.cross_entropy(logits, matches.long())
 
 
 def itg_loss(
@@ -103,45 +153,33 @@ def stage1_losses(
     losses: Sequence[str] = LOSSES,
     matched: Tensor | None = None,
     hardness: float = 1.0,
+    text_id: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The losses of one step: {"loss_itc", "loss_itm", "loss_itg"}, scalars; only those named in `losses` are computed.
+    """The losses of one batch: {"loss_itc", "loss_itm", "loss_itg"}, scalars; only those named in `losses` are computed.
 
     image_embeds (B, T, W); input_ids, attention_mask (M, L); image_rows (M,): the image of each text, m itself unless given;
     image_id (B,): equal for rows that show the same picture: their captions are all positives and never negatives;
+    text_id (M,): equal for texts that read the same, which are positives of the same images;
     matched (m,): the texts that matching and generation see, all unless given; the contrast sees all M and is far cheaper;
     negatives: (an image row for each of them, a text row for the image of each), drawn by `hard_negatives` unless given.
     At least two different pictures are needed."""
-    if image_rows is None:
-        image_rows = torch.arange(len(input_ids), device=input_ids.device)
-    if image_id is None:
-        image_id = torch.arange(len(image_embeds), device=input_ids.device)
-    if matched is None:
-        matched = torch.arange(len(input_ids), device=input_ids.device)
-    positive = image_id[:, None] == image_id[image_rows][None, :]  # (B, M)
+    device = input_ids.device
+    image_rows = torch.arange(len(input_ids), device=device) if image_rows is None else image_rows
+    image_id = torch.arange(len(image_embeds), device=device) if image_id is None else image_id
+    matched = torch.arange(len(input_ids), device=device) if matched is None else matched
+    text_id = torch.arange(len(input_ids), device=device) if text_id is None else text_id
+    positive = positives(image_id, image_rows, text_id)  # (B, M)
 
     image = model.encode_image(image_embeds)
-    text_features = by_length(
-        lambda rows, length: (
-            model.encode_text(input_ids[rows, :length], attention_mask[rows, :length], first_only=True).features
-        ),
-        attention_mask,
-    )
-    similarity = similarities(image.features, text_features) / model.temp  # (B, M)
+    similarity = similarities(image.features, text_features(model, input_ids, attention_mask)) / model.temp  # (B, M)
     out = {}
     if "loss_itc" in losses:
         out["loss_itc"] = itc_loss(similarity, positive)
     if "loss_itm" in losses:
         if negatives is None:
             negatives = hard_negatives(similarity, positive, image_rows, matched, hardness)
-        pair_images, pair_texts = itm_pairs(image_rows, matched, negatives)
-        pair_ids, pair_mask = input_ids[pair_texts], attention_mask[pair_texts]
-        logits = by_length(
-            lambda rows, length: model.match(
-                image, pair_images[rows], pair_ids[rows, :length], pair_mask[rows, :length]
-            ),
-            pair_mask,
-        )
-        out["loss_itm"] = itm_loss(logits)
+        images, texts, matches = itm_pairs(image_rows, matched, negatives)
+        out["loss_itm"] = itm_loss(model, image, images, input_ids[texts], attention_mask[texts], matches)
     if "loss_itg" in losses:
         out["loss_itg"] = itg_loss(model, image, image_rows[matched], input_ids[matched], attention_mask[matched])
     return out

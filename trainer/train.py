@@ -7,13 +7,14 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..pipeline.artifacts import (
     LOCK,
@@ -28,8 +29,7 @@ from ..pipeline.artifacts import (
     write_json,
     write_manifest,
 )
-from ..pipeline.codecs import decode
-from ..pipeline.device import autocast, resolve_precision
+from ..pipeline.device import resolve_precision
 from ..pipeline.encoders import encoder_folder
 from ..pipeline.errors import ArtifactError, EncoderError, TrainingError
 from ..pipeline.features import Features
@@ -39,8 +39,10 @@ from .config import PRESETS, QFormerConfig, TrainConfig
 from .curves import draw_curves
 from .embed import Embedder, rerank, similarity_matrix
 from .metrics import mean_recall_at_1, recalls, retrieval
-from .objectives import LOSSES, stage1_losses
+from .objectives import LOSSES
+from .processes import ALONE, Processes
 from .qformer import QFormer
+from .step import Moment, Stage1, backward
 from .tokens import Tokens
 from .weights import bert_sizes, load_bert, load_qformer, load_tensors
 
@@ -55,17 +57,6 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
         return config.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
-    """(B, T, W) -> (B, the rest of T, W): a random share of the tokens left out, the same for the whole batch.
-
-    Masking patches as FLIP does (Li et al. 2023, arXiv:2212.00794), here against overfitting of small datasets."""
-    if share == 0:
-        return image_embeds
-    count = image_embeds.shape[1]
-    kept = torch.randperm(count, device=image_embeds.device)[: max(1, round(count * (1 - share)))]
-    return image_embeds[:, kept]
 
 
 def contrast_steps(total: int, config: TrainConfig) -> int:
@@ -200,22 +191,33 @@ def train(
     device: torch.device,
     overwrite: bool = False,
     report: Report = lambda line, total: None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Train a Q-Former into the run `folder` and return a summary (fields of contract 2). An unfinished run goes on.
 
-    ArtifactError if the folder holds a run made otherwise; TrainingError if the features are too few or a loss is not finite."""
+    All `processes` call it; the first one writes and reports.
+    ArtifactError if the folder holds a run made otherwise; TrainingError if the features are too few, the batch cannot be
+    split over the processes, or a loss is not finite."""
     dtype = resolve_precision(config.precision, device)
     if dtype == torch.float16:
         raise TrainingError("--precision float16 cannot train (its gradients underflow); use bfloat16 or float32")
     chosen_losses(config)
     if config.preset not in PRESETS:
         raise TrainingError(f"--preset {config.preset}: use {', '.join(PRESETS)}")
+    contrasted = config.contrastive_batch or config.batch_size
+    if config.batch_size % processes.count or contrasted % config.batch_size:
+        raise TrainingError(
+            f"--batch-size {config.batch_size} must be a multiple of the number of processes ({processes.count}), "
+            f"and --contrastive-batch {contrasted} of --batch-size"
+        )
     settings = json.loads(json.dumps({"train": asdict(config), "features": features.identity, "precision": str(dtype)}))
-    with locked(folder):
-        if _finished(folder, settings, overwrite):
+    with locked(folder) if processes.first else nullcontext():
+        finished = processes.first and _finished(folder, settings, overwrite)
+        if processes.agree(finished, device):
             return _summary(folder, read_manifest(folder, "run"))
-        write_json(folder / "config.json", settings)
-        return _train(features, folder, config, device, dtype, report)
+        if processes.first:
+            write_json(folder / "config.json", settings)
+        return _train(features, folder, config, device, dtype, report, processes)
 
 
 def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
@@ -234,7 +236,13 @@ def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _train(
-    features: Features, folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype, report: Report
+    features: Features,
+    folder: Path,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report,
+    processes: Processes,
 ) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     rows = features.rows("train")
@@ -245,7 +253,10 @@ def _train(
         features,
         rows,
         tokens,
-        batch_size=config.batch_size,
+        batch_size=config.contrastive_batch or config.batch_size,
+        part_size=config.batch_size // processes.count,
+        rank=processes.rank,
+        processes=processes.count,
         captions_per_image=config.captions_per_image,
         matched_captions=config.matched_captions,
         max_text_length=config.max_text_length,
@@ -253,9 +264,11 @@ def _train(
     )
     embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
     validation = Validation.of(features, "val", config.max_val_images)
-    total = max(1, round(config.epochs * batches.steps_per_epoch))
-    validate_every = config.validate_every or batches.steps_per_epoch
-    tokens.save(folder / "tokenizer.json")
+    steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
+    total = max(1, round(config.epochs * steps_per_epoch))
+    validate_every = config.validate_every or steps_per_epoch
+    if processes.first:
+        tokens.save(folder / "tokenizer.json")
 
     checkpoints = folder / "checkpoints"
     start, seconds, best, pairs = 0, 0.0, -1.0, 0
@@ -263,65 +276,57 @@ def _train(
         info = load_checkpoint(saved[-1], model, optimizer, device)
         start, seconds, best, pairs = info["step"], info["seconds"], info["best"], info["pairs"]
 
-    began = time.perf_counter() - seconds
     names = chosen_losses(config)
-    sums, counts = torch.zeros(len(names), device=device), [0] * len(names)  # since the last line of the log
+    stage: nn.Module = Stage1(model, processes, dtype, config.token_dropout, config.seed)
+    stage = processes.wrap(stage, all_used=names == list(LOSSES) and not contrast_steps(total, config))
+    source = batches.steps(start * config.accumulate, total * config.accumulate)
+    means = _Means(names, device)
+    began = time.perf_counter() - seconds
     last, last_pairs = time.perf_counter(), pairs
-    with _Log(folder / "metrics.jsonl", start, total, report) as log:
-        for step, batch in enumerate(batches.steps(start, total), start=start):
+    with _Log(folder / "metrics.jsonl", start, total, report) if processes.first else nullcontext() as log:
+        for step in range(start, total):
             # ---- one step --------------------------------------------------------------------------------------------
             lr = learning_rate(step, total, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = batch.to(device)
             model.train()
             active = losses_at(step, total, config)
-            with autocast(device, dtype):
-                losses = stage1_losses(
-                    model,
-                    drop_tokens(decode(batch.encoded), config.token_dropout),
-                    batch.input_ids,
-                    batch.attention_mask,
-                    image_rows=batch.image_rows,
-                    losses=active,
-                    matched=batch.matched,
-                    hardness=hardness(step, total, config),
-                )
-            torch.stack([losses[name] for name in active]).sum().backward()
+            for part in range(config.accumulate):
+                batch = next(source).to(device)
+                moment = Moment(step * config.accumulate + part, active, hardness(step, total, config))
+                shares = backward(stage, batch, moment, 1 / config.accumulate, part == config.accumulate - 1)
+                means.add(shares, 1 / config.accumulate)
+                pairs += len(batch.input_ids)
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
             optimizer.step()
             optimizer.zero_grad()
-            for number, name in enumerate(names):
-                if name in active:
-                    sums[number] += losses[name].detach()
-                    counts[number] += 1
-            pairs += len(batch.input_ids)
             # ------------------------------------------------------------------------------------------------------------
             done = step + 1
 
             if done % config.log_every == 0 or done == total:  # once in a while: say where we are
-                means = {n: s / c for n, s, c in zip(names, sums.tolist(), counts, strict=True) if c}
-                if not math.isfinite(sum(means.values())):
+                losses = means.take(processes)
+                if not math.isfinite(sum(losses.values())):
                     raise TrainingError(
                         f"the loss is no longer a number at step {done}; lower --lr (now {config.lr:g}) "
                         "or use --precision float32"
                     )
                 now = time.perf_counter()
-                log.write(
-                    {
-                        "step": done,
-                        "epoch": round(done / batches.steps_per_epoch, 3),
-                        "loss": round(sum(means.values()), 5),
-                        **{name: round(value, 5) for name, value in means.items()},
-                        "lr": lr,
-                        "grad_norm": round(grad_norm.item(), 4),
-                        "pairs_per_second": round((pairs - last_pairs) / (now - last), 1),
-                        "seconds": round(now - began, 2),
-                    }
-                )
-                sums.zero_()
-                counts = [0] * len(names)
+                if log:
+                    log.write(
+                        {
+                            "step": done,
+                            "epoch": round(done / steps_per_epoch, 3),
+                            "loss": round(sum(losses.values()), 5),
+                            **{name: round(value, 5) for name, value in losses.items()},
+                            "lr": lr,
+                            "grad_norm": round(grad_norm.item(), 4),
+                            "pairs_per_second": round((pairs - last_pairs) / (now - last), 1),
+                            "seconds": round(now - began, 2),
+                        }
+                    )
                 last, last_pairs = now, pairs
+            if not log:
+                continue
 
             if len(validation.rows) and (
                 done % validate_every == 0 or done == total
@@ -337,7 +342,34 @@ def _train(
                 info = {"step": done, "seconds": time.perf_counter() - began, "best": best, "pairs": pairs}
                 save_checkpoint(checkpoints, model, optimizer, info, config.keep)
 
-    return _finish(folder, model, features, config, total, batches.steps_per_epoch, pairs, time.perf_counter() - began)
+    if processes.first:
+        _finish(folder, model, features, config, total, steps_per_epoch, pairs, time.perf_counter() - began)
+    processes.agree(True, device)  # the others wait for the manifest
+    return _summary(folder, read_manifest(folder, "run"))
+
+
+class _Means:
+    """The losses since the last line of the log, summed on the device."""
+
+    def __init__(self, names: list[str], device: torch.device) -> None:
+        self.names, self.device = names, device
+        self._begin()
+
+    def _begin(self) -> None:
+        self.sums = {name: torch.zeros((), device=self.device) for name in self.names}
+        self.weights = dict.fromkeys(self.names, 0.0)
+
+    def add(self, shares: dict[str, Tensor], weight: float) -> None:
+        for name, share in shares.items():
+            self.sums[name] += weight * share
+            self.weights[name] += weight
+
+    def take(self, processes: Processes) -> dict[str, float]:
+        """The mean of each loss that there was; begins anew. Waits for the device."""
+        sums = dict(zip(self.names, processes.total(torch.stack([*self.sums.values()])).tolist(), strict=True))
+        means = {name: sums[name] / weight for name, weight in self.weights.items() if weight}
+        self._begin()
+        return means
 
 
 def _finish(
@@ -349,7 +381,7 @@ def _finish(
     steps_per_epoch: int,
     pairs: int,
     seconds: float,
-) -> dict[str, Any]:
+) -> None:
     """The best weights become the run's, the curves are drawn, the manifest is written."""
     best: dict[str, Any] = {}
     if (folder / "checkpoints" / BEST).is_file():
@@ -381,7 +413,6 @@ def _finish(
             "best": best,
         },
     )
-    return _summary(folder, read_manifest(folder, "run"))
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:

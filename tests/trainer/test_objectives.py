@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from qf.trainer.objectives import hard_negatives, itc_loss, itm_loss, itm_pairs, similarities
+from hypothesis import given
+from hypothesis import strategies as st
+from qf.trainer.objectives import hard_negatives, itc_loss, itm_pairs, positives, similarities
 from torch.testing import assert_close
 
 
@@ -56,15 +58,38 @@ def test_easy_negatives_are_drawn_evenly():
     assert counts[1:].min() > 150
 
 
-def test_matching_pairs_and_loss():
-    images, texts = itm_pairs(torch.tensor([0, 1]), torch.arange(2), (torch.tensor([1, 0]), torch.tensor([1, 0])))
+def test_matching_pairs():
+    images, texts, matches = itm_pairs(
+        torch.tensor([0, 1]), torch.arange(2), (torch.tensor([1, 0]), torch.tensor([1, 0]))
+    )
     assert images.tolist() == [0, 1, 1, 0, 0, 1]
     assert texts.tolist() == [0, 1, 0, 1, 1, 0]
-    images, texts = itm_pairs(
+    assert matches.tolist() == [True, True, False, False, False, False]
+    images, texts, _ = itm_pairs(
         torch.tensor([0, 0, 1, 1]), torch.tensor([1, 2]), (torch.tensor([1, 0]), torch.tensor([3, 0]))
     )
     assert images.tolist() == [0, 1, 1, 0, 0, 1]
     assert texts.tolist() == [1, 2, 1, 2, 3, 0]
-    logits = torch.randn(6, 2)
-    labels = torch.tensor([1, 1, 0, 0, 0, 0])
-    assert_close(itm_loss(logits), torch.nn.functional.cross_entropy(logits, labels))
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=12),
+)
+def test_what_describes_a_picture(pictures, texts):
+    """Texts of the same picture, and texts that read like one of them, are its positives; no others are."""
+    rows, reads = [row % len(pictures) for row, _ in texts], [7 * words for _, words in texts]
+    found = positives(torch.tensor(pictures), torch.tensor(rows), torch.tensor(reads))
+    for image, picture in enumerate(pictures):
+        described = {words for row, words in zip(rows, reads, strict=True) if pictures[row] == picture}
+        assert found[image].tolist() == [words in described for words in reads]
+
+
+def test_similarities_in_blocks(monkeypatch):
+    images, texts = torch.randn(7, 4, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)
+    whole = similarities(images, texts)
+    expected = torch.autograd.grad(whole.square().sum(), (images, texts))
+    monkeypatch.setattr("qf.trainer.objectives.MOST_PRODUCTS", 2 * 4 * 6)
+    blocks = similarities(images, texts)
+    assert_close(blocks, whole)
+    assert_close(torch.autograd.grad(blocks.square().sum(), (images, texts)), expected)

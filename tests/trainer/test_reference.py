@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from qf.trainer.objectives import itc_loss, similarities, stage1_losses
+from qf.trainer.batches import Batch, Part
+from qf.trainer.objectives import LOSSES, itc_loss, similarities, stage1_losses
 from qf.trainer.qformer import QFormer
+from qf.trainer.step import Moment, Stage1, backward
 from qf.trainer.weights import ATTENTION, LAVIS
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -100,6 +102,25 @@ def test_losses(model, inputs, outputs):
 
 def test_gradients(model, inputs, golden):
     sum(losses_of(model, inputs).values()).backward()
+    check_gradients(model, golden)
+
+
+@pytest.mark.parametrize("part_size", [6, 4, 1])
+def test_losses_and_gradients_of_a_step_in_parts(model, inputs, outputs, golden, monkeypatch, part_size):
+    monkeypatch.setattr(
+        "qf.trainer.step.hard_negatives", lambda *_: (inputs["negative_image"], inputs["negative_text"])
+    )
+    rows = torch.arange(6)
+    texts = inputs["input_ids"], inputs["attention_mask"], rows, rows, rows
+    cuts = [slice(start, min(6, start + part_size)) for start in range(0, 6, part_size)]
+    batch = Batch({"tokens": inputs["image_embeds"]}, *texts, [6], [Part(cut, cut, cut, cut) for cut in cuts])
+    losses = backward(Stage1(model), batch, Moment(0))
+    for name in LOSSES:
+        assert_close(losses[name], outputs[name], atol=2e-5, rtol=0)
+    check_gradients(model, golden)
+
+
+def check_gradients(model, golden):
     expected = {key.removeprefix("grads/"): value for key, value in golden[0].items() if key.startswith("grads/")}
     ours = {to_lavis(name): parameter.grad for name, parameter in model.named_parameters()}
     assert ours.keys() == expected.keys()

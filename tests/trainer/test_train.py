@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from qf.pipeline.errors import ArtifactError, TrainingError
 from qf.trainer.config import TrainConfig
-from qf.trainer.train import drop_tokens, hardness, learning_rate, losses_at, train
+from qf.trainer.step import drop_tokens
+from qf.trainer.train import hardness, learning_rate, losses_at, train
 from safetensors.torch import load_file
 
 from conftest import run_extract  # isort: skip
