@@ -1,5 +1,6 @@
 """`qf train --nproc N`: the same command in N processes, with the environment that torchrun would give them. No torch here."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from typing import IO
 
 from ..pipeline.errors import TrainingError
 
-POLL = 0.2  # seconds
+POLL, GRACE = 0.2, 3.0  # seconds
 
 
 def launched() -> bool:
@@ -35,6 +36,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
             for rank in range(count):
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
                 environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads}
+                environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # says what it thinks of parameters without use
                 environment |= {name: str(value) for name, value in place.items()}
                 command = [sys.executable, "-m", "qf.cli", *arguments]
                 quiet = {"stdout": subprocess.DEVNULL, "stderr": said[rank - 1]} if rank else {}
@@ -50,17 +52,17 @@ def launch(arguments: Sequence[str], count: int) -> int:
 
 
 def _wait(children: list["subprocess.Popen[bytes]"], said: list[IO[str]]) -> int:
-    while True:
-        codes = [child.poll() for child in children]
-        failed = next((rank for rank, code in enumerate(codes) if code), None)
-        if failed is not None:
-            code = codes[failed] or 1
-            if code < 0:
-                raise TrainingError(f"process {failed} was killed by signal {-code}; run the same command to go on")
-            if failed:
-                said[failed - 1].seek(0)
-                print(said[failed - 1].read(), end="", file=sys.stderr)
-            return code
-        if None not in codes:
+    while all(child.poll() in (None, 0) for child in children):
+        if all(child.poll() == 0 for child in children):
             return 0
         time.sleep(POLL)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # what fails everywhere, the first tells itself
+        children[0].wait(GRACE)
+    failed = next(rank for rank, child in enumerate(children) if child.poll())
+    code = children[failed].returncode
+    if code < 0:
+        raise TrainingError(f"process {failed} was killed by signal {-code}; run the same command to go on")
+    if failed:
+        said[failed - 1].seek(0)
+        print(said[failed - 1].read(), end="", file=sys.stderr)
+    return code

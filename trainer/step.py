@@ -163,7 +163,9 @@ def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
     return image_embeds[:, kept]
 
 
-def backward(stage: nn.Module, batch: Batch, moment: Moment, weight: float = 1.0, last: bool = True) -> dict[str, Tensor]:
+def backward(
+    stage: nn.Module, batch: Batch, moment: Moment, weight: float = 1.0, last: bool = True
+) -> dict[str, Tensor]:
     """Add `weight` times the gradients of the batch's losses to the parameters; returns this process's share of each loss.
 
     `stage` is a Stage1, wrapped or not. Only with `last` are the gradients exchanged between processes."""

@@ -207,8 +207,8 @@ def train(
     contrasted = config.contrastive_batch or config.batch_size
     if config.batch_size % processes.count or contrasted % config.batch_size:
         raise TrainingError(
-            f"--batch-size {config.batch_size} must be a multiple of the number of processes ({processes.count}), "
-            f"and --contrastive-batch {contrasted} of --batch-size"
+            f"--batch-size {config.batch_size} must be a multiple of the number of processes, {processes.count}, "
+            f"and --contrastive-batch {contrasted} a multiple of --batch-size"
         )
     settings = json.loads(json.dumps({"train": asdict(config), "features": features.identity, "precision": str(dtype)}))
     with locked(folder) if processes.first else nullcontext():

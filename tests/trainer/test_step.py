@@ -123,7 +123,10 @@ def run_train(workspace, *arguments, **environment):
         "--log-every", "1", "--no-index", "--json", *arguments,
     ]  # fmt: skip
     return subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -145,7 +148,8 @@ def test_two_processes_equal_one(features, tmp_path):
     for name, weight in one.items():
         assert (weight - two[name]).norm() <= 1e-3 * weight.norm() + 1e-4, name
     lines = [
-        [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()] for name in runs
+        [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in runs
     ]
     for first, second in zip(*lines, strict=True):
         if "loss" in first:
@@ -160,7 +164,9 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(features, tmp_path
     while not metrics.is_file() or not metrics.stat().st_size:
         time.sleep(0.02)
         assert process.poll() is None, process.stderr.read().decode()
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True)
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
     os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1

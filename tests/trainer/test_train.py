@@ -134,10 +134,17 @@ def test_a_killed_run_goes_on_to_the_bit(features, tmp_path):
     assert [x for x in log("calm") if "split" in x] == [x for x in log("killed") if "split" in x]
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4"])
-def test_features_of_fewer_bits_train_and_go_on_to_the_bit(pictures, clip_folder, tmp_path, codec):
+@pytest.mark.parametrize(
+    ("codec", "change"),
+    [
+        ("int8", {}),
+        ("int4", {"token_dropout": 0.5}),
+        ("float16", {"contrastive_batch": 8, "accumulate": 2, "epochs": 12}),
+    ],
+)
+def test_whatever_is_trained_goes_on_to_the_bit(pictures, clip_folder, tmp_path, codec, change):
     features = run_extract(pictures, clip_folder, tmp_path / "features", codec=codec)
-    config = replace(SMALL, epochs=2)
+    config = replace(SMALL, **{"epochs": 2, **change})
     calm = train(features, tmp_path / "calm", config, CPU)
     assert math.isfinite(calm["loss"])
 
@@ -159,6 +166,7 @@ def test_features_of_fewer_bits_train_and_go_on_to_the_bit(pictures, clip_folder
         ({"losses": "itc,foo"}, "--losses itc,foo"),
         ({"preset": "huge"}, "--preset huge: use tiny, small, base"),
         ({"precision": "float16"}, "float16 cannot train"),
+        ({"contrastive_batch": 6}, "--contrastive-batch 6 a multiple of --batch-size"),
         ({"lr": 1e6, "warmup_steps": 0}, "the loss is no longer a number"),
     ],
 )
