@@ -134,7 +134,20 @@ def render_corpus(count: int, folder: Path, workers: int) -> tuple[NDArray[np.ui
         temporary = done.with_suffix(".tmp")
         temporary.write_text(json.dumps(texts))
         os.replace(temporary, done)
-    return np.load(pixels_path), np.load(patches_path), json.loads(done.read_text())
+    return np.load(pixels_path, mmap_mode="r"), np.load(patches_path, mmap_mode="r"), json.loads(done.read_text())
+
+
+def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> NDArray[np.int16]:
+    """(texts, L), padded with the end token to the longest."""
+    ids = [
+        np.array(
+            tokenizer(texts[n : n + CHUNK], padding="max_length", return_attention_mask=False)["input_ids"], np.int16
+        )
+        for n in range(0, len(texts), CHUNK)
+    ]
+    together = np.concatenate(ids)
+    longest = int((together != together.max()).sum(1).max()) + 1
+    return together[:, :longest]
 
 
 def _render_chunk(start: int, count: int, pixels_path: Path, patches_path: Path) -> list[str]:
@@ -293,8 +306,8 @@ def main() -> None:
         cache.mkdir(parents=True, exist_ok=True)
         pixels, patches, texts = render_corpus(options.scenes, cache, options.threads)
         tokenizer = train_tokenizer(texts[:100_000])
-        ids = tokenizer(texts, padding=True, return_attention_mask=False)["input_ids"]
-        corpus = Corpus(pixels, patches, np.array(ids, np.int16).reshape(len(pixels), -1, len(ids[0])))
+        ids = tokenise(tokenizer, texts)
+        corpus = Corpus(pixels, patches, ids.reshape(len(pixels), -1, ids.shape[1]))
         model = build_model(tokenizer)
         start = time.time()
         seen = train(model, tokenizer, corpus, options.out / "train_log.jsonl", options)

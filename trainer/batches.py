@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,8 +49,15 @@ class Batch:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         encoded = {name: move(tensor) for name, tensor in self.encoded.items()}
-        texts = map(move, (self.input_ids, self.attention_mask, self.image_rows, self.text_id, self.matched))
-        return Batch(encoded, *texts, self.texts_of, self.parts)
+        return replace(
+            self,
+            encoded=encoded,
+            input_ids=move(self.input_ids),
+            attention_mask=move(self.attention_mask),
+            image_rows=move(self.image_rows),
+            text_id=move(self.text_id),
+            matched=move(self.matched),
+        )
 
 
 class Batches:
@@ -124,7 +131,9 @@ class Batches:
             self.features.encoded(self.rows[own], views),
             input_ids,
             attention_mask,
-            *map(torch.tensor, (image_rows, text_id, matched)),
+            torch.tensor(image_rows),
+            torch.tensor(text_id),
+            torch.tensor(matched),
             *self._shares(np.array(image_rows), np.array(matched)),
         )
 

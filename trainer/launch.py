@@ -51,7 +51,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
                 file.close()
 
 
-def _wait(children: list["subprocess.Popen[bytes]"], said: list[IO[str]]) -> int:
+def _wait(children: list["subprocess.Popen[bytes]"], said: Sequence[IO[str]]) -> int:
     while all(child.poll() in (None, 0) for child in children):
         if all(child.poll() == 0 for child in children):
             return 0

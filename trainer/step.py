@@ -106,7 +106,7 @@ class Stage1(nn.Module):
             )
             drawn = self.processes.from_first(torch.stack(negatives))
             pairs = itm_pairs(batch.image_rows, batch.matched, (drawn[0], drawn[1]))
-        return Contrast(loss.detach(), *gradients, pairs)
+        return Contrast(loss.detach(), gradients[0], gradients[1], gradients[2], pairs)
 
     def forward(
         self, batch: Batch, number: int, moment: Moment, contrast: Contrast | None = None
