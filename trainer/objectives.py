@@ -2,7 +2,7 @@
 
 Letters as in qformer.py. M texts belong to B images; without `image_rows`, text m belongs to image m."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from .qformer import ImageEncoding, QFormer
 
 LOSSES = ("loss_itc", "loss_itm", "loss_itg")
 LABEL_SMOOTHING = 0.1
-LENGTH_GROUPS = 3
 PROBABILITY_FLOOR = 1e-4  # of every negative, as in ALBEF
 MOST_PRODUCTS = 2**25  # dot products of queries and texts held at once
 
@@ -89,16 +88,6 @@ def itm_pairs(image_rows: Tensor, texts: Tensor, negatives: tuple[Tensor, Tensor
     return torch.cat([own, negative_image, own]), torch.cat([texts, texts, negative_text]), matches
 
 
-def text_features(model: QFormer, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Texts (M, L) alone -> unit features (M, E)."""
-    return by_length(
-        lambda rows, length: (
-            model.encode_text(input_ids[rows, :length], attention_mask[rows, :length], first_only=True).features
-        ),
-        attention_mask,
-    )
-
-
 def itm_loss(
     model: QFormer,
     image: ImageEncoding,
@@ -108,13 +97,7 @@ def itm_loss(
     matches: Tensor,
 ) -> Tensor:
     """Matching of N pairs: text n with image `image_rows[n]`; `matches` (N,) bool says which belong together."""
-    logits = by_length(
-        lambda rows, length: model.match(
-            image, image_rows[rows], input_ids[rows, :length], attention_mask[rows, :length]
-        ),
-        attention_mask,
-    )
-    return F.cross_entropy(logits, matches.long())
+    return F.cross_entropy(model.match(image, image_rows, input_ids, attention_mask), matches.long())
 
 
 def itg_loss(
@@ -122,24 +105,12 @@ def itg_loss(
 ) -> Tensor:
     """Image-grounded generation: the next token of each caption, which starts with [DEC]. Padding does not count."""
     inputs = torch.cat([torch.full_like(input_ids[:, :1], model.config.bos_token_id), input_ids[:, 1:]], 1)
-    logits = model.caption_logits(image, image_rows, inputs[:, :-1], attention_mask[:, :-1])  # (M, L - 1, V)
-    labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), label_smoothing=LABEL_SMOOTHING)
-
-
-def by_length(function: Callable[[Tensor, int], Tensor], attention_mask: Tensor) -> Tensor:
-    """`function(rows, length)` over all rows of `attention_mask` (N, L), its results (n, ·) put together in their order.
-
-    On a CPU texts of like length go together, so that padding costs little; elsewhere asking for lengths would wait for the
-    device, and one large batch is faster."""
-    count, length = attention_mask.shape
-    rows = torch.arange(count, device=attention_mask.device)
-    if attention_mask.device.type != "cpu":
-        return function(rows, length)
-    lengths = attention_mask.sum(1)
-    order = lengths.argsort(stable=True)
-    parts = [function(part, int(lengths[part[-1]])) for part in order.chunk(LENGTH_GROUPS)]
-    return torch.cat(parts)[order.argsort()]
+    states = model.caption_states(image, image_rows, inputs[:, :-1], attention_mask[:, :-1]).flatten(0, 1)  # (M (L - 1), D)
+    labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100).flatten()
+    if labels.device.type == "cpu":  # the vocabulary is large; a device would be waited for to count what is real
+        real = (labels >= 0).nonzero().squeeze(1)
+        states, labels = states[real], labels[real]
+    return F.cross_entropy(model.language_logits(states).float(), labels, label_smoothing=LABEL_SMOOTHING)
 
 
 def stage1_losses(
@@ -171,7 +142,8 @@ def stage1_losses(
     positive = positives(image_id, image_rows, text_id)  # (B, M)
 
     image = model.encode_image(image_embeds)
-    similarity = similarities(image.features, text_features(model, input_ids, attention_mask)) / model.temp  # (B, M)
+    text_features = model.encode_text(input_ids, attention_mask, first_only=True).features
+    similarity = similarities(image.features, text_features) / model.temp  # (B, M)
     out = {}
     if "loss_itc" in losses:
         out["loss_itc"] = itc_loss(similarity, positive)

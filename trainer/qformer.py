@@ -1,20 +1,25 @@
 """The Q-Former of BLIP-2 (Li et al. 2023): queries and text share self-attention, queries look at the image.
 
 Letters: B images, T tokens of an image, W encoder width, Q queries, L text length, M texts, N image-text pairs,
-D hidden width, H heads, E shared space, V vocabulary.
+D hidden width, H heads, E shared space, V vocabulary, S tokens of all sequences of a pass together.
 
 Module and parameter names are those of transformers' Blip2ForImageTextRetrieval wherever it has the part. Everything that
-depends on the image alone is computed once, in `encode_image`, and reused by matching and generation."""
+depends on the image alone is computed once, in `encode_image`, and reused by matching and generation. A pass lays the tokens of all
+its sequences end to end (`Layout`): products run over (S, D) whatever the lengths, and only attention goes by sequences."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import QFormerConfig
 
 KeyValue = tuple[Tensor, Tensor]  # each (·, H, length, D / H)
+LENGTH_GROUPS = 6  # of the texts of a pass
+MOST_PADDING = 3.0  # times the pairs' own queries, where the pairs of an image look at it together
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,120 @@ class TextEncoding:
 
     output: Tensor  # (M, L, D)
     features: Tensor  # (M, E), unit length
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of N sequences lie in (S, ·): first all queries, sequence by sequence, then all text, group by group.
+
+    The sequences of a group are next to each other and have texts of one length, padding included."""
+
+    queries: int  # of each sequence
+    groups: tuple[tuple[int, int], ...]  # sequences, tokens of each one's text
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """(S, ·) -> (n, queries + l, ·) of each group."""
+        count = sum(n for n, _ in self.groups)
+        queries = x[: count * self.queries].unflatten(0, (count, self.queries)).split([n for n, _ in self.groups])
+        texts = x[count * self.queries :].split([n * length for n, length in self.groups])
+        parts = []
+        for (n, length), query, text in zip(self.groups, queries, texts, strict=True):
+            both = [query] * bool(self.queries) + [text.unflatten(0, (n, length))] * bool(length)
+            parts.append(both[0] if len(both) == 1 else torch.cat(both, 1))
+        return parts
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """(n, queries + l, ·) of each group -> (S, ·)."""
+        queries = [part[:, : self.queries].flatten(0, 1) for part in parts] * bool(self.queries)
+        texts = [
+            part[:, self.queries :].flatten(0, 1)
+            for part, (_, length) in zip(parts, self.groups, strict=True)
+            if length
+        ]
+        both = queries + texts
+        return both[0] if len(both) == 1 else torch.cat(both)
+
+    def first(self, count: int) -> "Layout":
+        """Of the first `count` tokens of each sequence, at least its queries."""
+        return Layout(self.queries, tuple((n, min(length, count - self.queries)) for n, length in self.groups))
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Texts sorted by length, in groups that are as long as their longest: padding costs little.
+
+    Asking a device for lengths would wait for it: on CUDA all texts are one group."""
+
+    order: Tensor  # (M,) rows of the texts, in the order of the groups
+    back: Tensor  # (M,) where each text is in `order`
+    groups: tuple[tuple[int, int], ...]  # texts, length
+    input_ids: list[Tensor]  # (n, l) of each group
+    attention_mask: list[Tensor]  # (n, l) bool
+
+    @classmethod
+    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "_Texts":
+        count, length = input_ids.shape
+        mask = attention_mask.bool()
+        if mask.device.type == "cpu":
+            lengths = mask.sum(1)
+            order = lengths.argsort(stable=True)
+            chunks = order.chunk(LENGTH_GROUPS)
+            groups = tuple((len(rows), int(lengths[rows[-1]])) for rows in chunks)
+        else:
+            order = torch.arange(count, device=mask.device)
+            chunks, groups = (order,), ((count, length),)
+        cut = [(rows, longest) for rows, (_, longest) in zip(chunks, groups, strict=True)]
+        return cls(
+            order,
+            order.argsort(),
+            groups,
+            [input_ids[rows, :longest] for rows, longest in cut],
+            [mask[rows, :longest] for rows, longest in cut],
+        )
+
+    def restore(self, parts: Sequence[Tensor], length: int) -> Tensor:
+        """(n, l, ·) of each group -> (M, length, ·), the texts in their own order, zeros after their group's length."""
+        return torch.cat([F.pad(part, (0, 0, 0, length - part.shape[1])) for part in parts])[self.back]
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Which image the queries of each pair look at.
+
+    The queries of all pairs of an image attend together, to keys and values that exist once. That takes the number of pairs of each
+    image: rows that are on a device are not asked for it, and keys and values are copied for each pair there."""
+
+    image_rows: Tensor  # (N,)
+    pairs: Tensor | None = None  # (B, P): the pairs of each image, padded with any; None: copy
+    place: Tensor | None = None  # (N,): where in (B P,) each pair is
+
+    @classmethod
+    def of(cls, image_rows: Tensor, images: int) -> "_Looks":
+        if image_rows.device.type != "cpu":
+            return cls(image_rows)
+        counts = image_rows.bincount(minlength=images)  # (B,)
+        most = int(counts.max())
+        if most * images > MOST_PADDING * len(image_rows):
+            return cls(image_rows)
+        order = image_rows.argsort(stable=True)
+        nth = torch.arange(len(order)) - (counts.cumsum(0) - counts)[image_rows[order]]  # of its image's pairs
+        place = torch.empty_like(order)
+        place[order] = image_rows[order] * most + nth
+        pairs = torch.zeros(images * most, dtype=torch.long)
+        pairs[place] = torch.arange(len(place))
+        return cls(image_rows, pairs.view(images, most), place)
+
+    def attend(self, query: Tensor, keys_values: KeyValue, p: float) -> Tensor:
+        """query (N, Q, H, D / H) of each pair, keys and values (B, H, T, D / H) -> context (N, Q, D)."""
+        key, value = keys_values
+        if self.pairs is None or self.place is None:
+            key, value = key[self.image_rows], value[self.image_rows]
+            return attend(query.transpose(1, 2), key, value, None, p).transpose(1, 2).flatten(2)
+        images, most = self.pairs.shape
+        grouped = query.index_select(0, self.pairs.flatten()).unflatten(0, (images, most)).flatten(1, 2)
+        context = attend(grouped.transpose(1, 2), key, value, None, p)  # (B, H, P Q, D / H)
+        context = context.transpose(1, 2).flatten(2).unflatten(1, (most, -1))  # (B, P, Q, D)
+        return context.flatten(0, 1).index_select(0, self.place)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -61,6 +180,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: fl
     return dropout(scores.softmax(-1, dtype=scores.dtype), p, p > 0) @ value
 
 
+def _as_computed(x: Tensor) -> Tensor:
+    """`x` in the precision of the products."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class _Projections(nn.Module):
     """Queries, keys and values of multi-head attention, `source` wide where keys and values come from elsewhere."""
 
@@ -72,11 +197,10 @@ class _Projections(nn.Module):
         self.key = nn.Linear(source, inner)
         self.value = nn.Linear(source, inner)
 
-    def project(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-        """x (N, length, ·) through several of the layers in one product -> (N, H, length, D / H) each."""
+    def project(self, x: Tensor, *layers: nn.Linear) -> Tensor:
+        """x (..., ·) through several of the layers in one product -> (..., layers, H, D / H)."""
         weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
-        out = F.linear(x, weight, bias).unflatten(-1, (len(layers), self.heads, -1))  # (N, length, layers, H, D / H)
-        return out.permute(2, 0, 3, 1, 4).unbind(0)
+        return F.linear(x, weight, bias).unflatten(-1, (len(layers), self.heads, -1))
 
 
 class _Residual(nn.Module):
@@ -94,20 +218,13 @@ class _Residual(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention of `hidden` to keys and values, with the residual."""
+    """The parts of multi-head attention with its residual."""
 
     def __init__(self, config: QFormerConfig, source: int) -> None:
         super().__init__()
         self.attention = _Projections(config, source)
         self.output = _Residual(self.attention.query.out_features, config)
         self.dropout = config.attention_probs_dropout_prob
-
-    def forward(self, hidden: Tensor, query: Tensor, keys_values: KeyValue, mask: Tensor | None) -> Tensor:
-        """`hidden` (N, length, D) attends by its `query` (N, H, length, D / H)."""
-        key, value = keys_values
-        context = attend(query, key, value, mask, self.dropout if self.training else 0.0)
-        out: Tensor = self.output(context.transpose(1, 2).flatten(2), hidden)
-        return out
 
 
 class _Intermediate(nn.Module):
@@ -133,42 +250,83 @@ class _Layer(nn.Module):
         self.intermediate_query = _Intermediate(config)
         self.output_query = _Residual(config.intermediate_size, config)
 
-    def image_keys_values(self, image: Tensor) -> KeyValue | None:
-        """Keys and values of the image (B, T, W) for cross-attention, if this layer has it."""
+    def image_keys_values(self, image: Tensor, norm: nn.LayerNorm) -> KeyValue | None:
+        """Keys and values for cross-attention, if this layer has it, of the image (B, T, W) before the scale and shift of `norm`.
+
+        These are folded into the weights: the gradient then needs no product over the frozen tokens but the weights' own."""
         if self.crossattention is None:
             return None
-        attention = self.crossattention.attention
-        key, value = attention.project(image, attention.key, attention.value)
+        layers = (self.crossattention.attention.key, self.crossattention.attention.value)
+        weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+        out = F.linear(image, weight * norm.weight, bias + weight @ norm.bias)  # (B, T, 2 H D / H)
+        key, value = out.unflatten(-1, (2, self.crossattention.attention.heads, -1)).permute(2, 0, 3, 1, 4)
         return key, value
 
     def forward(
         self,
         hidden: Tensor,
-        queries: int,
-        mask: Tensor | None,
+        layout: Layout,
+        masks: Sequence[Tensor | None],
         past: KeyValue | None,
         cross: KeyValue | None,
+        looks: _Looks | None,
         keep: int | None,
     ) -> tuple[Tensor, KeyValue]:
-        """`hidden` (N, queries + L, D); `past` are further keys and values to attend to; `cross` the image's.
+        """`hidden` (S, D) as `layout` says; a mask a group; `past`: further keys and values for each sequence; `cross`: the images'.
 
-        With `keep` only the first that many positions are computed, though all are attended to."""
-        attention = self.attention.attention
-        query, key, value = attention.project(hidden, attention.query, attention.key, attention.value)
-        keys_values = (key, value) if past is None else (torch.cat([past[0], key], 2), torch.cat([past[1], value], 2))
-        hidden = self.attention(hidden[:, :keep], query[:, :, :keep], keys_values, mask)
+        With `keep` only the first that many positions of each sequence are computed, though all are attended to."""
+        hidden, keys_values = self._self_attention(hidden, layout, masks, past, keep)
+        kept = layout if keep is None else layout.first(keep)
+        count = sum(n for n, _ in kept.groups) * kept.queries
         parts = []
-        if queries:
-            seen = hidden[:, :queries]
+        if count:
+            seen = hidden[:count]
             if self.crossattention is not None:
                 assert cross is not None
-                (query,) = self.crossattention.attention.project(seen, self.crossattention.attention.query)
-                seen = self.crossattention(seen, query, cross, None)
+                seen = self._cross_attention(self.crossattention, seen.unflatten(0, (-1, kept.queries)), cross, looks)
             parts.append(self.output_query(self.intermediate_query(seen), seen))
-        if hidden.shape[1] > queries:
-            text = hidden[:, queries:]
+        if len(hidden) > count:
+            text = hidden[count:]
             parts.append(self.output(self.intermediate(text), text))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1), (key, value)
+        return parts[0] if len(parts) == 1 else torch.cat(parts), keys_values
+
+    def _self_attention(
+        self,
+        hidden: Tensor,
+        layout: Layout,
+        masks: Sequence[Tensor | None],
+        past: KeyValue | None,
+        keep: int | None,
+    ) -> tuple[Tensor, KeyValue]:
+        """The attended `hidden`, its first `keep` positions a sequence, and the keys and values of the first group."""
+        attention = self.attention.attention
+        p = self.attention.dropout if self.training else 0.0
+        projected = layout.split(attention.project(hidden, attention.query, attention.key, attention.value))
+        heads = [part.permute(2, 0, 3, 1, 4).unbind(0) for part in projected]  # query, key, value (n, H, length, D / H)
+        sizes = [n for n, _ in layout.groups]
+        pasts = [None] * len(sizes) if past is None else list(zip(*(x.split(sizes) for x in past), strict=True))
+        contexts = []
+        for (query, key, value), mask, before in zip(heads, masks, pasts, strict=True):
+            if before is not None:
+                key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+            contexts.append(attend(query[:, :, :keep], key, value, mask, p).transpose(1, 2).flatten(2))
+        if keep is not None:
+            hidden = layout.first(keep).join([part[:, :keep] for part in layout.split(hidden)])
+            layout = layout.first(keep)
+        return self.attention.output(layout.join(contexts), hidden), heads[0][1:]
+
+    def _cross_attention(
+        self, crossattention: _Attention, seen: Tensor, cross: KeyValue, looks: _Looks | None
+    ) -> Tensor:
+        """Queries (N, Q, D) look at their images -> (N Q, D)."""
+        p = crossattention.dropout if self.training else 0.0
+        query = crossattention.attention.project(seen, crossattention.attention.query).squeeze(2)  # (N, Q, H, D / H)
+        if looks is None:  # each at its own
+            context = attend(query.transpose(1, 2), *cross, None, p).transpose(1, 2).flatten(2)
+        else:
+            context = looks.attend(query, cross, p)
+        out: Tensor = crossattention.output(context.flatten(0, 1), seen.flatten(0, 1))
+        return out
 
 
 class _Encoder(nn.Module):
@@ -196,9 +354,11 @@ class _Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        out: Tensor = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+    def forward(self, input_ids: Sequence[Tensor]) -> Tensor:
+        """Texts (n, l) of each group -> (S, D), one lookup for all: its gradient is as large as the vocabulary."""
+        ids = torch.cat([group.flatten() for group in input_ids])
+        positions = torch.cat([torch.arange(g.shape[1], device=g.device).expand_as(g).flatten() for g in input_ids])
+        out: Tensor = self.word_embeddings(ids) + self.position_embeddings(positions)
         return out
 
 
@@ -234,6 +394,7 @@ class QFormer(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # compute the activations of a layer again in the backward pass: slower, less memory
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.post_layernorm = nn.LayerNorm(config.encoder_hidden_size, eps=config.ln_vision_eps)
         self.embeddings = _Embeddings(config)
@@ -264,67 +425,97 @@ class QFormer(nn.Module):
     def _run(
         self,
         hidden: Tensor,
-        queries: int,
-        mask: Tensor | None,
-        past: list[KeyValue] | None,
-        cross: list[KeyValue | None] | None,
+        layout: Layout,
+        masks: Sequence[Tensor | None],
+        past: list[KeyValue] | None = None,
+        cross: list[KeyValue | None] | None = None,
+        looks: _Looks | None = None,
         keep: int | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
-        """All layers over `hidden` (N, queries + L, D), which comes before the embedding LayerNorm.
+        """All layers over `hidden` (S, D), which comes before the embedding LayerNorm.
 
-        With `keep`, the last layer gives only the first that many positions: those that a head reads."""
+        With `keep`, the last layer gives only the first that many positions of each sequence: those that a head reads."""
         hidden = dropout(self.qformer.layernorm(hidden), self.config.hidden_dropout_prob, self.training)
-        if torch.is_autocast_enabled(hidden.device.type):  # keep the residual stream in the precision of the products
-            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        hidden = _as_computed(hidden)  # keep the residual stream in the precision of the products
         kept = []
         layers = self.qformer.encoder.layers()
         for number, layer in enumerate(layers):
-            hidden, own = layer(
+            arguments = (
                 hidden,
-                queries,
-                mask,
+                layout,
+                masks,
                 None if past is None else past[number],
                 None if cross is None else cross[number],
+                looks,
                 keep if number == len(layers) - 1 else None,
             )
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden, own = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                hidden, own = layer(*arguments)
             kept.append(own)
         return hidden, kept
 
     def encode_image(self, image_embeds: Tensor) -> ImageEncoding:
         """Frozen tokens (B, T, W) -> query output (B, Q, D) and unit features (B, Q, E)."""
-        image = self.post_layernorm(image_embeds)  # (B, T, W)
-        cross = [layer.image_keys_values(image) for layer in self.qformer.encoder.layers()]
-        queries = self.query_tokens.expand(len(image_embeds), -1, -1)  # (B, Q, D)
-        output, kept = self._run(queries, queries.shape[1], None, None, cross)
+        norm = self.post_layernorm
+        image = _as_computed(F.layer_norm(image_embeds, norm.normalized_shape, eps=norm.eps))  # (B, T, W)
+        cross = [layer.image_keys_values(image, norm) for layer in self.qformer.encoder.layers()]
+        count = len(image_embeds)
+        queries = self.query_tokens.expand(count, -1, -1).flatten(0, 1)  # (B Q, D)
+        output, kept = self._run(
+            queries, Layout(self.config.num_query_tokens, ((count, 0),)), [None], cross=cross
+        )
+        output = output.unflatten(0, (count, -1))
         return ImageEncoding(output, F.normalize(self.vision_projection(output).float(), dim=-1), cross, kept)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> TextEncoding:
         """input_ids, attention_mask (M, L) -> output (M, L, D) and unit features (M, E) of the first token.
 
         `first_only` spares the rest of the last layer: output is (M, 1, D)."""
-        mask = attention_mask.bool()[:, None, None, :]  # (M, 1, 1, L)
-        output, _ = self._run(self.embeddings(input_ids), 0, mask, None, None, 1 if first_only else None)
+        texts = _Texts.of(input_ids, attention_mask)
+        layout, keep = Layout(0, texts.groups), 1 if first_only else None
+        masks = [mask[:, None, None, :] for mask in texts.attention_mask]  # (n, 1, 1, l)
+        hidden, _ = self._run(self.embeddings(texts.input_ids), layout, masks, keep=keep)
+        parts = (layout.first(1) if first_only else layout).split(hidden)
+        output = texts.restore(parts, 1 if first_only else input_ids.shape[1])
         return TextEncoding(output, F.normalize(self.text_projection(output[:, 0]).float(), dim=-1))
 
     def match(self, image: ImageEncoding, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (N, 2) of the pairs (image `image_rows[n]`, text n); class 1 means that they match. The mean over queries."""
         count = self.config.num_query_tokens
-        cross = [None if kv is None else (kv[0][image_rows], kv[1][image_rows]) for kv in image.cross]
-        hidden = torch.cat([self.query_tokens.expand(len(image_rows), -1, -1), self.embeddings(input_ids)], 1)
-        mask = F.pad(attention_mask.bool(), (count, 0), value=True)[:, None, None, :]  # (N, 1, 1, Q + L)
-        output, _ = self._run(hidden, count, mask, None, cross, count)
-        logits: Tensor = self.itm_head(output).float().mean(1)
-        return logits
+        texts = _Texts.of(input_ids, attention_mask)
+        layout = Layout(count, texts.groups)
+        queries = self.query_tokens.expand(len(image_rows), -1, -1).flatten(0, 1)
+        hidden = torch.cat([queries, self.embeddings(texts.input_ids)])
+        masks = [F.pad(mask, (count, 0), value=True)[:, None, None, :] for mask in texts.attention_mask]  # (n, 1, 1, Q + l)
+        looks = _Looks.of(image_rows[texts.order], len(image.output))
+        output, _ = self._run(hidden, layout, masks, cross=image.cross, looks=looks, keep=count)
+        logits: Tensor = self.itm_head(output).float().unflatten(0, (-1, count)).mean(1)
+        return logits[texts.back]
+
+    def caption_states(
+        self, image: ImageEncoding, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor:
+        """What the language head reads, (M, L, D), of text m given image `image_rows[m]`: text sees all queries and earlier text."""
+        texts = _Texts.of(input_ids, attention_mask)
+        rows = image_rows[texts.order]
+        past = [(key[rows], value[rows]) for key, value in image.queries]
+        masks = []
+        for mask in texts.attention_mask:
+            causal = mask.new_ones(mask.shape[1], mask.shape[1]).tril() & mask[:, None, None, :]  # (n, 1, l, l)
+            masks.append(F.pad(causal, (self.config.num_query_tokens, 0), value=True))  # (n, 1, l, Q + l)
+        layout = Layout(0, texts.groups)
+        output, _ = self._run(self.embeddings(texts.input_ids), layout, masks, past)
+        return texts.restore(layout.split(output), input_ids.shape[1])
+
+    def language_logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> next-token logits (..., V)."""
+        head = self.cls.predictions
+        return F.linear(head.transform(states), self.embeddings.word_embeddings.weight, head.bias)
 
     def caption_logits(
         self, image: ImageEncoding, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> Tensor:
         """Next-token logits (M, L, V) of text m given image `image_rows[m]`: text sees all queries and earlier text."""
-        past = [(key[image_rows], value[image_rows]) for key, value in image.queries]
-        length = input_ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()  # (L, L)
-        text = causal[None, None] & attention_mask.bool()[:, None, None, :]  # (M, 1, L, L)
-        mask = F.pad(text, (self.config.num_query_tokens, 0), value=True)  # (M, 1, L, Q + L)
-        output, _ = self._run(self.embeddings(input_ids), 0, mask, past, None)
-        head = self.cls.predictions
-        return F.linear(head.transform(output), self.embeddings.word_embeddings.weight, head.bias)
+        return self.language_logits(self.caption_states(image, image_rows, input_ids, attention_mask))

@@ -28,7 +28,6 @@ from .objectives import (
     itm_pairs,
     positives,
     similarities,
-    text_features,
 )
 from .processes import ALONE, Processes
 from .qformer import ImageEncoding, QFormer
@@ -75,7 +74,8 @@ class Stage1(nn.Module):
         torch.manual_seed(self._seed(0, moment.number, self.processes.rank, number))
         encoded = {name: column[part.encoded] for name, column in batch.encoded.items()}
         image = self.model.encode_image(drop_tokens(decode(encoded), self.token_dropout))
-        return image, text_features(self.model, batch.input_ids[part.texts], batch.attention_mask[part.texts])
+        texts = batch.input_ids[part.texts], batch.attention_mask[part.texts]
+        return image, self.model.encode_text(*texts, first_only=True).features
 
     def features(self, batch: Batch, number: int, moment: Moment) -> tuple[Tensor, Tensor]:
         """(n, Q, E) and (k, E) of part `number`."""

@@ -1,0 +1,357 @@
+"""One training step of stage 1 against the same step put together plainly from transformers' modules.
+
+    OMP_NUM_THREADS=1 python benchmarks/stage1_step.py --captions-file captions.csv      # column `caption`; else the sample's
+
+A step is forward, backward, gradient clipping and AdamW, all three objectives, on the same features, captions and sizes and in the
+same precision. `qf` is `stage1_losses` on B images with C captions each. `plain` is what LAVIS's stage 1 does, with transformers'
+Blip2QFormerModel and Blip2TextEmbeddings, on the same B x C (image, caption) pairs: a pass of the queries, one of the text, one of
+3 B C concatenated pairs with their images repeated, and one of queries and text under a causal mask; each computes the images' keys
+and values anew, and text is padded to 32. (LAVIS spares the queries of the last pass with cached keys and values, which transformers'
+Q-Former does not have.) `encoder` is the forward pass of a CLIP ViT-L/14 vision model with random weights in the same precision, which
+other trainers run on the image of every pair; cached features spare it.
+
+Before any timing the losses and gradients of both steps are compared in float32, from the same weights and negatives, without dropout.
+Each step lives in a process of its own, so that its peak memory is its own (of the process on a CPU, of torch's allocator on CUDA); the
+processes take turns, step by step, so that other work on the machine meets them alike. Prints JSON: medians over the steps, and
+how many times faster qf is than the plain step in the same turn, in the median. FLOP/s: the products that qf's step really does, by torch's own counter, beside the best that one large
+product reaches on the device."""
+
+import argparse
+import csv
+import json
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from qf.data.scenes import captions as sample_captions
+from qf.data.scenes import make_scene
+from qf.pipeline.device import autocast, resolve_device, resolve_precision
+from qf.trainer.config import PRESETS, QFormerConfig
+from qf.trainer.objectives import hard_negatives, itc_loss, itm_pairs, similarities, stage1_losses
+from qf.trainer.qformer import QFormer
+from qf.trainer.tokens import Tokens
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, Blip2QFormerConfig, CLIPVisionConfig, CLIPVisionModel
+from transformers.models.bert.modeling_bert import BertOnlyMLMHead
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
+
+PADDED = 32  # tokens of every text of the plain step
+VOCABULARY = 30_523  # BERT's and [DEC]
+EACH = 5  # captions an image
+CHECKED = 3  # images that the losses are compared on
+RATES = {"lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.05}
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]  # image_embeds (B, T, W), input_ids, attention_mask (M, L), image_rows (M,)
+
+
+class Plain(nn.Module):
+    """BLIP-2's first stage as LAVIS arranges it, of transformers' modules."""
+
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        sizes = {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.num_hidden_layers,
+            "num_attention_heads": config.num_attention_heads,
+            "intermediate_size": config.intermediate_size,
+            "hidden_dropout_prob": config.hidden_dropout_prob,
+            "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
+            "max_position_embeddings": config.max_position_embeddings,
+            "layer_norm_eps": config.layer_norm_eps,
+        }
+        self.bos_token_id = config.bos_token_id
+        self.post_layernorm = nn.LayerNorm(config.encoder_hidden_size, eps=config.ln_vision_eps)
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
+        qformer = Blip2QFormerConfig(
+            **sizes,
+            encoder_hidden_size=config.encoder_hidden_size,
+            cross_attention_frequency=config.cross_attention_frequency,
+            use_qformer_text_input=True,
+        )
+        self.embeddings = Blip2TextEmbeddings(qformer)
+        self.qformer = Blip2QFormerModel(qformer)
+        self.vision_projection = nn.Linear(config.hidden_size, config.embed_dim)
+        self.text_projection = nn.Linear(config.hidden_size, config.embed_dim)
+        self.itm_head = nn.Linear(config.hidden_size, 2)
+        self.cls = BertOnlyMLMHead(BertConfig(**sizes))
+        self.cls.predictions.decoder.weight = self.embeddings.word_embeddings.weight
+        self.cls.predictions.decoder.bias = self.cls.predictions.bias
+        self.temp = nn.Parameter(torch.tensor(0.07))
+
+    def losses(self, batch: Batch, negatives: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+        """The three losses of N pairs, and their `similarity` (N, N). `batch`: N images (repeated), N texts, whose picture each is.
+
+        `negatives`: rows of images and of texts, both among the N pairs; drawn unless given."""
+        embeds, input_ids, attention_mask, picture = batch
+        image = self.post_layernorm(embeds)
+        queries = self.query_tokens.expand(len(image), -1, -1)
+        query_output = self.qformer(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
+        image_features = F.normalize(self.vision_projection(query_output), dim=-1)
+        text = self.qformer(
+            query_embeds=self.embeddings(input_ids=input_ids), query_length=0, attention_mask=attention_mask
+        ).last_hidden_state
+        text_features = F.normalize(self.text_projection(text[:, 0]), dim=-1)
+        similarity = similarities(image_features, text_features) / self.temp
+        positive = picture[:, None] == picture[None]
+
+        rows = torch.arange(len(image), device=image.device)
+        if negatives is None:
+            negatives = hard_negatives(similarity, positive, rows, rows)
+        pair_images, pair_texts, matches = itm_pairs(rows, rows, negatives)
+        ids, mask = input_ids[pair_texts], attention_mask[pair_texts]
+        queries = self.query_tokens.expand(len(ids), -1, -1)
+        seen = mask.new_ones(queries.shape[:2])
+        matched = self.qformer(
+            query_embeds=self.embeddings(input_ids=ids, query_embeds=queries),
+            query_length=queries.shape[1],
+            attention_mask=torch.cat([seen, mask], 1),
+            encoder_hidden_states=image[pair_images],
+        ).last_hidden_state
+        logits = self.itm_head(matched[:, : queries.shape[1]]).mean(1)
+
+        ids = input_ids.clone()
+        ids[:, 0] = self.bos_token_id
+        queries = self.query_tokens.expand(len(image), -1, -1)
+        spoken = self.qformer(
+            query_embeds=self.embeddings(input_ids=ids, query_embeds=queries),
+            query_length=queries.shape[1],
+            attention_mask=causal_mask(queries.shape[1], attention_mask),
+            encoder_hidden_states=image,
+        ).last_hidden_state
+        words = self.cls(spoken[:, queries.shape[1] :])[:, :-1]
+        labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
+        return {
+            "loss_itc": itc_loss(similarity, positive),
+            "loss_itm": F.cross_entropy(logits, matches.long()),
+            "loss_itg": F.cross_entropy(words.flatten(0, 1), labels.flatten(), label_smoothing=0.1),
+            "similarity": similarity,
+        }
+
+
+def causal_mask(queries: int, attention_mask: Tensor) -> Tensor:
+    """(N, L) -> (N, 1, Q + L, Q + L): queries see queries, text sees queries and earlier text."""
+    length = queries + attention_mask.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+    mask[:queries, :queries] = True
+    return mask[None, None] & F.pad(attention_mask.bool(), (queries, 0), value=True)[:, None, None]
+
+
+def as_pairs(batch: Batch) -> Batch:
+    """The batch as the plain step sees it: an image for every text, texts padded."""
+    embeds, input_ids, attention_mask, image_rows = batch
+    missing = PADDED - input_ids.shape[1]
+    return embeds[image_rows], F.pad(input_ids, (0, missing)), F.pad(attention_mask, (0, missing)), image_rows
+
+
+def qf_losses(model: QFormer, batch: Batch, negatives: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
+    return stage1_losses(model, *batch[:3], negatives=negatives, image_rows=batch[3])
+
+
+def captions_of(file: Path | None, images: int) -> list[str]:
+    """Five captions of each of `images` pictures, one after the other."""
+    if file is None:
+        return [caption for n in range(images) for caption in sample_captions(make_scene(0, "train", n))]
+    with open(file, newline="") as lines:
+        return [row["caption"] for row in csv.DictReader(lines)][: images * EACH]
+
+
+def make_batch(arguments: argparse.Namespace, images: int, captions: int, device: torch.device) -> Batch:
+    """Random features of `images` images and the first `captions` real captions of each."""
+    texts = captions_of(arguments.captions_file, max(images, 1000))  # the vocabulary is learnt from a thousand pictures
+    tokens = Tokens.train(texts, VOCABULARY)
+    chosen = [texts[image * EACH + n] for image in range(images) for n in range(captions)]
+    input_ids, attention_mask = tokens(chosen, PADDED)
+    draw = torch.Generator().manual_seed(0)
+    embeds = torch.randn(images, arguments.tokens, arguments.width, generator=draw)
+    image_rows = torch.arange(images).repeat_interleave(captions)
+    return embeds.to(device), input_ids.to(device), attention_mask.to(device), image_rows.to(device)
+
+
+def model_config(arguments: argparse.Namespace, dropout: float) -> QFormerConfig:
+    return QFormerConfig(
+        vocab_size=VOCABULARY,
+        encoder_hidden_size=arguments.width,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        **PRESETS[arguments.preset],
+    )
+
+
+def compare(arguments: argparse.Namespace, captions: int) -> dict[str, float]:
+    """The relative difference of each loss, and of the gradients as a whole, between the two steps in float32.
+
+    With several captions the plain contrast counts an image once for each caption, and so is not the same loss: what is
+    compared then is the contrast of its similarities with each image once."""
+    torch.manual_seed(0)
+    device = resolve_device(arguments.device)
+    batch = make_batch(arguments, CHECKED, captions, device)
+    model = QFormer(model_config(arguments, 0.0)).to(device)
+    plain = Plain(model.config).to(device)
+    missing, unexpected = plain.load_state_dict(model.state_dict(), strict=False)
+    if unexpected or any(not name.endswith(("position_ids", "decoder.weight", "decoder.bias")) for name in missing):
+        raise RuntimeError(f"the two models differ: {missing}, {unexpected}")
+    count = len(batch[3])
+    rows = torch.arange(count, device=device)
+    negatives = (rows + captions) % count, (rows + 2 * captions) % count  # of the next image, of the one after
+    ours = qf_losses(model, batch, (batch[3][negatives[0]], negatives[1]))
+    theirs = plain.losses(as_pairs(batch), negatives)
+    positive = batch[3][::captions, None] == batch[3][None]
+    theirs["loss_itc"] = itc_loss(theirs["similarity"][::captions], positive)
+    sum(ours.values()).backward()
+    sum(theirs[name] for name in ours).backward()
+    gradients = dict(plain.named_parameters())
+    pairs = [(p.grad, gradients[name].grad) for name, p in model.named_parameters()]
+    apart = sum((a - b).square().sum() for a, b in pairs).sqrt() / sum(b.square().sum() for _, b in pairs).sqrt()
+    found = {name: abs(ours[name].item() / theirs[name].item() - 1) for name in ours} | {"gradients": apart.item()}
+    if max(found.values()) > 1e-3:
+        raise RuntimeError(f"the two steps do not compute the same: {found}")
+    return {name: float(f"{value:.1e}") for name, value in found.items()}
+
+
+def make_step(name: str, arguments: argparse.Namespace, captions: int, device: torch.device) -> Callable[[], None]:
+    """One step of `qf` or `plain`, or the forward pass of `encoder` over a batch of images."""
+    torch.manual_seed(0)
+    dtype = resolve_precision(arguments.precision, device)
+    if name == "encoder":
+        sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+        encoder = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=224, patch_size=14)).to(device, dtype).eval()
+        pixels = torch.randn(arguments.batch_size, 3, 224, 224, device=device, dtype=dtype)
+        return torch.no_grad()(lambda: encoder(pixels) and None)
+    batch = make_batch(arguments, arguments.batch_size, captions, device)
+    config = model_config(arguments, 0.1)
+    model = (QFormer(config) if name == "qf" else Plain(config)).to(device).train()
+    if name == "plain":
+        batch = as_pairs(batch)
+    optimizer = torch.optim.AdamW(model.parameters(), **RATES, fused=True)
+
+    def step() -> None:
+        with autocast(device, dtype):
+            losses = qf_losses(model, batch) if isinstance(model, QFormer) else model.losses(batch)
+        (losses["loss_itc"] + losses["loss_itm"] + losses["loss_itg"]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def peak_memory(device: torch.device) -> float:
+    """MB: of torch's allocator on CUDA, of this process on a CPU (Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e6
+
+
+def work(pipe: Connection, name: str, arguments: argparse.Namespace, captions: int) -> None:
+    """A process that answers each `step` with its seconds, `flops` with a step's FLOPs and `memory` with the peak in MB."""
+    device = resolve_device(arguments.device)
+    step = make_step(name, arguments, captions, device)
+    while (asked := pipe.recv()) != "end":
+        if asked == "memory":
+            pipe.send(peak_memory(device))
+        elif asked == "flops":
+            with FlopCounterMode(display=False) as counter:
+                step()
+            pipe.send(counter.get_total_flops())
+        else:
+            started = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            pipe.send(time.perf_counter() - started)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large product, the best of some: what this device really reaches."""
+    size, times = (8192, 20) if device.type == "cuda" else (2048, 8)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(times):
+        started = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def measure(arguments: argparse.Namespace, captions: int) -> dict[str, Any]:
+    """Both steps, and the encoder unless told otherwise, in turns."""
+    names = ["qf", "plain", *([] if arguments.no_encoder else ["encoder"])]
+    context = get_context("spawn")
+    pipes, processes = {}, []
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=work, args=(theirs, name, arguments, captions)))
+        processes[-1].start()
+        theirs.close()  # so that a process that dies is noticed
+
+    def ask(name: str, what: str) -> float:
+        pipes[name].send(what)
+        return pipes[name].recv()
+
+    for name in names:
+        ask(name, "step")  # to warm up
+    turns = [{name: ask(name, "step") for name in names} for _ in range(arguments.steps)]
+    memory = {name: ask(name, "memory") for name in names}
+    flops = ask("qf", "flops")  # last: the counter takes memory and time
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send("end")
+        process.join()
+
+    pairs = arguments.batch_size * captions
+    seconds = {name: statistics.median(turn[name] for turn in turns) for name in names}
+    found: dict[str, Any] = {
+        "captions_per_image": captions,
+        "pairs": pairs,
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "times_faster": round(statistics.median(turn["plain"] / turn["qf"] for turn in turns), 2),
+        "peak_memory_MB": {name: round(value) for name, value in memory.items()},
+        "qf_TFLOP_per_step": round(flops / 1e12, 3),
+        "qf_TFLOP_per_second": round(flops / seconds["qf"] / 1e12, 3),
+    }
+    if "encoder" in names:  # on the image of every pair
+        with_encoder = statistics.median((turn["plain"] + turn["encoder"] * captions) / turn["qf"] for turn in turns)
+        found["times_faster_with_encoder"] = round(with_encoder, 2)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="base", choices=PRESETS)
+    parser.add_argument("--tokens", type=int, default=257, help="of an image")
+    parser.add_argument("--width", type=int, default=1024, help="of the encoder")
+    parser.add_argument("--batch-size", type=int, default=8, help="images")
+    parser.add_argument("--captions", type=int, nargs="+", default=[1, EACH], help="an image; measured one after the other")
+    parser.add_argument("--captions-file", type=Path, help="CSV of real captions, five rows an image; the sample's unless given")
+    parser.add_argument("--steps", type=int, default=5, help="of each kind, after one to warm up")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--no-encoder", action="store_true", help="leave the frozen encoder's forward pass out")
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    dtype = resolve_precision(arguments.precision, device)
+    with get_context("spawn").Pool(1) as apart:  # in a process that ends, and takes its memory with it
+        differences = {str(n): apart.apply(compare, (arguments, n)) for n in arguments.captions}
+    result = {
+        **{name: getattr(arguments, name) for name in ("preset", "tokens", "width", "batch_size", "steps")},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": str(dtype).removeprefix("torch."),
+        "matmul_TFLOP_per_second": round(matmul_flops(device, dtype) / 1e12, 3),
+        "relative_difference": differences,
+        "steps_compared": [measure(arguments, captions) for captions in arguments.captions],
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
