@@ -552,7 +552,7 @@ def say_train(s: dict[str, Any]) -> None:
 
 def say_export(s: dict[str, Any]) -> None:
     parts = "Q-Former and vision model" if s["vision"] else "Q-Former"
-    print(f"export    {s['export']}: {parts} in the layout of {s['layout']}; {s['files']} files, {size(s['bytes'])}")
+    print(f"export    {s['export']}: {parts} in the layout of {s['layout']}; {size(s['bytes'])}")
 
 
 def say_index(s: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..pipeline.artifacts import atomic_file, read_manifest, write_json
@@ -150,4 +150,4 @@ def _save(path: Path, tensors: dict[str, Tensor], info: dict[str, Any] | None = 
     """Tensors as a safetensors file, atomically; `info` is for `pretrained.read_weights`."""
     metadata = {"format": "pt"} | ({"qf": json.dumps(info)} if info else {})
     with atomic_file(path) as file:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, file.name, metadata)
+        file.write(save({key: value.contiguous() for key, value in tensors.items()}, metadata))
