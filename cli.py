@@ -195,9 +195,24 @@ def extract(
 def train(
     name: Annotated[str, typer.Option(help="Name of the run.")] = "stage1",
     preset: Annotated[str, typer.Option(help=f"Size of the Q-Former: {', '.join(PRESETS)}.")] = DEFAULTS.preset,
-    init: Annotated[str | None, typer.Option(help="A run, or a BERT folder or id, to start from.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights to start from: a run; a Hugging Face BLIP-2 or BERT, folder or id; a LAVIS BLIP-2 stage-1 .pth or "
+            ".safetensors. What it lacks starts afresh, and is named."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or id with a BERT tokenizer. Unless given: that of --init; for LAVIS's .pth, which bring none, "
+            "bert-base-uncased is fetched; a new vocabulary of the captions without --init."
+        ),
+    ] = None,
     losses: Annotated[str, typer.Option(help="The objectives to sum.")] = DEFAULTS.losses,
-    epochs: Annotated[float, typer.Option(min=0, help="Passes over the training images.")] = DEFAULTS.epochs,
+    epochs: Annotated[
+        float, typer.Option(min=0, help="Passes over the training images; 0: keep the weights of --init as they are.")
+    ] = DEFAULTS.epochs,
     batch_size: Annotated[
         int, typer.Option(min=2, help="Images through the network at once, over all processes.")
     ] = DEFAULTS.batch_size,
@@ -446,6 +461,39 @@ def verify(
         raise QfError(f"{wrong[0]['problems'][0]} (problems in all: {count}); {wrong[0]['cure']}")
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run: its folder, or its name in the workspace.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="Where to: a folder; for lavis a .safetensors file, or a folder to put model.safetensors in."
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="huggingface: a folder for Blip2ForImageTextRetrieval.from_pretrained, with the vision model where the "
+            "encoder is a BLIP-2's. lavis: BLIP-2's own key names; since qf writes no pickle, load it there with "
+            "model.load_state_dict(safetensors.torch.load_file(OUT), strict=False)."
+        ),
+    ],
+    workspace: Workspace = HERE,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's weights in the layout of Hugging Face or LAVIS; --init and QFormer.from_pretrained read them back."""
+    from .pipeline.artifacts import has_manifest
+    from .trainer.export import export
+
+    folder = Path(run) if has_manifest(Path(run)) else workspace / "runs" / run
+    with Display(quiet) as display:
+        display.say(f"exporting {folder}")
+        summary = export(folder, out, to, overwrite)
+    print_json(summary) if as_json else say_export(summary)
+
+
 def artifacts_at(path: Path) -> list[Path]:
     """The artifact at `path`, or those of the workspace there."""
     from .pipeline.artifacts import has_manifest
@@ -523,7 +571,15 @@ def say_verify(s: dict[str, Any]) -> None:
 def say_train(s: dict[str, Any]) -> None:
     best = s["best"]
     checked = f"; best validation R@1 {best['text_to_image_R@1']:.1f} % text to image" if best else ""
-    print(f"run       {s['run']}: {s['steps']:,} steps, loss {s['loss']:.3f}{checked}  ({duration(s['seconds'])})")
+    trained = (
+        f"{s['steps']:,} steps, loss {s['loss']:.3f}{checked}" if s["steps"] else "no steps, the weights as they came"
+    )
+    print(f"run       {s['run']}: {trained}  ({duration(s['seconds'])})")
+
+
+def say_export(s: dict[str, Any]) -> None:
+    parts = "Q-Former and vision model" if s["vision"] else "Q-Former"
+    print(f"export    {s['export']}: {parts} in the layout of {s['layout']}; {size(s['bytes'])}")
 
 
 def say_index(s: dict[str, Any]) -> None:
@@ -573,7 +629,8 @@ def say_info(name: str, manifest: dict[str, Any]) -> None:
         print(
             f"  trained   {manifest['epochs']:g} epochs, {manifest['steps']:,} steps, {duration(manifest['seconds'])}"
         )
-        print(f"  losses    {manifest['train']['losses']}, {manifest['loss']:.3f} at the end")
+        if manifest["steps"]:
+            print(f"  losses    {manifest['train']['losses']}, {manifest['loss']:.3f} at the end")
         print(f"  features  {manifest['features']['path']} ({manifest['encoder']['id']})")
         if best:
             found = f"R@1 {best['text_to_image_R@1']} text to image, {best['image_to_text_R@1']} image to text"

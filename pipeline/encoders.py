@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from .images import Preprocessing
 
 BUILTIN = Path(__file__).resolve().parent.parent / "data" / "clip"
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
+MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data")
 
 
 class FrozenEncoder(Protocol):
@@ -73,8 +75,9 @@ TOWERS = {  # by the model_type of config.json
 }
 
 
-def encoder_folder(name: str) -> Path:
-    """The local folder of an encoder: `builtin`, a folder, or a Hugging Face id (downloaded or from the local cache)."""
+def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
+    """The local folder of an encoder: `builtin`, a folder, or a Hugging Face id (downloaded or from the local cache), of
+    which `files` are wanted."""
     if name == "builtin":
         return BUILTIN
     if Path(name).is_dir():
@@ -85,9 +88,10 @@ def encoder_folder(name: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))  # no folders of variants
+        return Path(
+            snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"])
+        )  # no folders of variants
     except Exception as error:  # the hub's client raises many kinds; all mean that the model is not here
         raise EncoderError(
             f"encoder {name} cannot be fetched from Hugging Face ({type(error).__name__}); check the id and the "
@@ -131,12 +135,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_preprocessing(folder: Path) -> Preprocessing:
-    """What the model's processor does, from where transformers saves it: nested in processor_config.json since version 5,
-    preprocessor_config.json before."""
+def read_processor(folder: Path) -> dict[str, Any]:
+    """What the model's image processor does, from where transformers saves it: nested in processor_config.json since
+    version 5, preprocessor_config.json before."""
     nested = folder / "processor_config.json"
     config = read_config(nested).get("image_processor") if nested.is_file() else None
-    return Preprocessing.from_config(config or read_config(folder / "preprocessor_config.json"))
+    return config or read_config(folder / "preprocessor_config.json")
 
 
 def weights_sha256(folder: Path) -> str:
@@ -158,7 +162,7 @@ class TransformersEncoder:
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
         self.kept = threading.local()
-        self.preprocessing = read_preprocessing(folder)
+        self.preprocessing = Preprocessing.from_config(read_processor(folder))
         self.sha256 = weights_sha256(folder)
         self.model, missing = load_tower(tower.model, folder)
         # a folder saved from CLIPVisionModel has no projection, hence no joint space
@@ -230,7 +234,7 @@ class OnnxEncoder:
             ) from error
         if layer not in (None, -1):
             raise EncoderError(f"--layer {layer}: an ONNX encoder gives its last layer only; leave --layer out")
-        self.preprocessing, self.device = read_preprocessing(folder), torch.device("cpu")
+        self.preprocessing, self.device = Preprocessing.from_config(read_processor(folder)), torch.device("cpu")
         available = onnxruntime.get_available_providers()
         wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
         options = onnxruntime.SessionOptions()

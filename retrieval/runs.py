@@ -10,8 +10,8 @@ from ..pipeline.artifacts import MANIFEST, read_manifest
 from ..pipeline.errors import ArtifactError
 from ..pipeline.features import Features
 from ..trainer.embed import Embedder
+from ..trainer.pretrained import load_qformer
 from ..trainer.tokens import Tokens
-from ..trainer.weights import load_qformer
 
 
 @dataclass(frozen=True)

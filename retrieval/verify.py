@@ -12,7 +12,7 @@ from ..pipeline.codecs import decode
 from ..pipeline.errors import ArtifactError
 from ..pipeline.features import SPLITS, Features
 from ..pipeline.ledger import REJECTS
-from ..trainer.weights import load_qformer
+from ..trainer.pretrained import load_qformer
 from .index import open_index
 
 CURES = {

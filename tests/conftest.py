@@ -135,8 +135,31 @@ def bert_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def blip2_folder(tmp_path_factory, bert_folder) -> Path:
+    """A random Blip2ForImageTextRetrieval as they lie on Hugging Face: its tokenizer has an <image> that has no embedding."""
+    from blip2 import random_blip2
+    from tokenizers import Tokenizer
+
+    folder = tmp_path_factory.mktemp("blip2")
+    tokenizer = Tokenizer.from_file(str(bert_folder / "tokenizer.json"))
+    random_blip2("Blip2ForImageTextRetrieval", tokenizer.get_vocab_size()).save_pretrained(folder)
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    processor = {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def blip2_features(pictures, blip2_folder, tmp_path_factory):
+    """Features of the pictures through the vision model of that BLIP-2, exact."""
+    return run_extract(pictures, blip2_folder, tmp_path_factory.mktemp("exact") / "features", codec="float32")
+
+
 def run_extract(csv_file: Path, encoder: Path | str, folder: Path, **options):
-    """Features of a dataset through the library, on the CPU in float32. `options`: those of extraction and its settings."""
+    """Features of a dataset through the library, on the CPU in float32. `options`: those of extraction and its settings, and
+    `layer`."""
     from qf.pipeline.datasets import read
     from qf.pipeline.encoders import load_encoder
     from qf.pipeline.extract import ExtractOptions, extract
@@ -145,7 +168,7 @@ def run_extract(csv_file: Path, encoder: Path | str, folder: Path, **options):
 
     progress = options.pop("progress", lambda status: None)
     settings = {name: options.pop(name) for name in vars(Settings()) if name in options}
-    frozen = load_encoder(str(encoder), torch.device("cpu"), torch.float32)
+    frozen = load_encoder(str(encoder), torch.device("cpu"), torch.float32, options.pop("layer", None))
     how = ExtractOptions(Settings(**settings), **options)
     extract(read(csv_file), str(csv_file), frozen, folder, how, progress)
     return Features(folder)

@@ -131,6 +131,19 @@ def test_a_trained_workspace(qf, workspace):
     fails(qf("search", "a red bar", "-w", workspace), "build it with `qf index`")
 
 
+def test_a_run_is_exported(qf, workspace, tmp_path):
+    code, out, _ = qf("export", "stage1", "out", "--to", "huggingface", "-w", workspace)
+    assert (code, out.split(";")[0]) == (0, "export    out: Q-Former in the layout of huggingface")
+    assert (tmp_path / "out" / "config.json").is_file()
+    fails(qf("export", "stage1", "out", "--to", "lavis", "-w", workspace), "is there already", "--overwrite")
+    fails(qf("export", "other", "new", "--to", "lavis", "-w", workspace), "qf train")
+    code, out, _ = qf("export", workspace / "runs" / "stage1", "q.safetensors", "--to", "lavis", "--json")
+    assert {"export", "layout", "vision", "files", "bytes"} <= set(json.loads(out))
+    untrained = ("train", "--name", "same", "--init", "q.safetensors", "--epochs", 0, "--no-index", "-w", workspace)
+    assert "no steps, the weights as they came" in qf(*untrained)[1]
+    assert "0 steps" in qf("info", workspace / "runs" / "same")[1]
+
+
 def test_an_interrupt_is_130(trained):
     """Ctrl-C during work: no traceback, and the way on is named."""
     code = "import os, signal, sys; import qf.pipeline.features as f; from qf import cli\n"

@@ -2,12 +2,17 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from PIL import Image
 
 from conftest import make_pictures  # isort: skip
+
+README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def qf(folder, *arguments):
@@ -49,3 +54,23 @@ def test_demo_takes_the_whole_journey(tmp_path):
     assert summary["eval"]["clip"]["text_to_image_R@1"] > 50  # of 15 scenes
     with Image.open(tmp_path / summary["sheet"]) as sheet:
         assert sheet.height > 1000
+
+
+def test_searching_with_blip2s_weights_takes_no_training(tmp_path, blip2_folder):
+    """The line of the README as it stands, with a small random model under that id in the local cache of Hugging Face."""
+    line = re.search(r"^qf extract .* && qf train .* --epochs 0 && .*$", README.read_text(), re.M)[0]
+    cached = tmp_path / "hub" / "models--Salesforce--blip2-itm-vit-g"
+    shutil.copytree(blip2_folder, cached / "snapshots" / "0")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0")
+    make_pictures(tmp_path)
+    command = re.sub(r"\bqf (extract|train|search)", rf"{sys.executable} -m qf.cli \1", line)
+    environment = {k: v for k, v in os.environ.items() if k != "QF_WORKSPACE"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    out = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert out.returncode == 0, out.stderr
+    _, run, _, *hits = out.stdout.splitlines()
+    assert run.split("  (")[0] == "run       qf-out/runs/stage1: no steps, the weights as they came"
+    assert len(hits) == 10
+    assert all("itm" in hit for hit in hits)
+    assert "Salesforce/blip2-itm-vit-g has no language head, temperature: these start afresh" in out.stderr

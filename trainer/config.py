@@ -22,7 +22,7 @@ class QFormerConfig:
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
-    ln_vision_eps: float = 1e-5
+    ln_vision_eps: float = 1e-6  # as transformers' vision models have it, so that a run can be exported; LAVIS: 1e-5
     pad_token_id: int = 0
     bos_token_id: int = 5  # [DEC], the first token of a caption to generate
 
@@ -39,9 +39,10 @@ class TrainConfig:
     """How to train stage 1; saved with the run. Optimiser and schedule are BLIP-2's (Li et al. 2023, section 3.4)."""
 
     preset: str = "tiny"
-    init: str | None = None  # a run or a BERT folder or id to start from; its sizes win over the preset's
+    init: str | None = None  # a run, BLIP-2 weights or a BERT to start from; its sizes win over the preset's
+    tokenizer: str | None = None  # a folder or id; that of `init`, or one trained on the captions, unless given
     losses: str = "itc,itm,itg"
-    epochs: float = 20.0
+    epochs: float = 20.0  # 0: no step at all
     batch_size: int = 128  # images that go through the network at once, over all processes
     contrastive_batch: int = 0  # images that are contrasted with each other; 0: those of a batch
     accumulate: int = 1  # contrastive batches to a step of the optimiser

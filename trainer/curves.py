@@ -22,7 +22,10 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
     ):
         _plot(left, losses, name, label)
     left.set(title="training losses", xlabel="step", ylabel="loss", ylim=(0, None))
-    left.legend()
+    if losses:
+        left.legend()
+    else:
+        left.text(0.5, 0.5, "no training step", ha="center", transform=left.transAxes)
     for name, label in (
         ("text_to_image_R@1", "text to image"),
         ("image_to_text_R@1", "image to text"),

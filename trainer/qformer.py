@@ -416,9 +416,9 @@ class QFormer(nn.Module):
             nn.init.zeros_(module.weight[module.padding_idx : module.padding_idx + 1].detach())
 
     @classmethod
-    def from_pretrained(cls, path: object, **sizes: int) -> "QFormer":
-        """A run folder, or weights under LAVIS's key names (.safetensors, .pth); see `weights.load_qformer`."""
-        from .weights import load_qformer
+    def from_pretrained(cls, path: object, **sizes: float) -> "QFormer":
+        """A run, BLIP-2 weights of LAVIS (.safetensors, .pth) or Hugging Face, or a BERT; see `pretrained.load_qformer`."""
+        from .pretrained import load_qformer
 
         return load_qformer(path, **sizes)
 

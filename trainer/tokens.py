@@ -1,5 +1,6 @@
 """Captions to input_ids and attention_mask: a pretrained WordPiece tokenizer, or one trained on the captions."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,37 @@ from ..pipeline.errors import ArtifactError
 
 SPECIAL = PAD, UNK, CLS, SEP, MASK, DEC = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
 MAX_LETTERS = 1000
+
+
+def wordpiece(vocabulary: dict[str, int], lowercase: bool = True) -> Tokenizer:
+    """BERT's tokenizer with this vocabulary: [CLS] … [SEP]."""
+    normalizer = BertNormalizer(lowercase=lowercase)
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNK))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.decoder = WordPieceDecoder()
+    tokenizer.post_processor = BertProcessing((SEP, vocabulary[SEP]), (CLS, vocabulary[CLS]))
+    tokenizer.add_special_tokens([token for token in SPECIAL if token in vocabulary])
+    return tokenizer
+
+
+def read_tokenizer(folder: Path) -> str | None:
+    """The tokenizer of a model folder as the text of a tokenizer.json: that file, or one made of a BERT's vocab.txt.
+
+    None if it has neither; ArtifactError if they cannot be read."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return (folder / "tokenizer.json").read_text(encoding="utf-8")
+        if not (folder / "vocab.txt").is_file():
+            return None
+        with open(folder / "vocab.txt", encoding="utf-8") as file:
+            words = [line.rstrip("\n") for line in file]
+        settings = folder / "tokenizer_config.json"
+        lowercase = not settings.is_file() or json.loads(settings.read_bytes()).get("do_lower_case", True)
+        text: str = wordpiece({word: number for number, word in enumerate(words)}, lowercase).to_str()
+        return text
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
 
 class Tokens:
@@ -57,23 +89,31 @@ class Tokens:
             vocab_size=max(vocab_size, len(fixed)), min_frequency=2, special_tokens=fixed, show_progress=False
         )
         learner.train_from_iterator(captions, trainer)
-        vocabulary = learner.get_vocab()
-        tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNK))
-        tokenizer.normalizer = normalizer
-        tokenizer.pre_tokenizer = BertPreTokenizer()
-        tokenizer.decoder = WordPieceDecoder()
-        tokenizer.post_processor = BertProcessing((SEP, vocabulary[SEP]), (CLS, vocabulary[CLS]))
-        tokenizer.add_special_tokens(SPECIAL)
-        return cls(tokenizer)
+        return cls(wordpiece(learner.get_vocab()))
+
+    @classmethod
+    def parse(cls, text: str, name: object, rows: int | None = None) -> "Tokens":
+        """From the text of a tokenizer.json, `name` for messages. ArtifactError if it is none.
+
+        `rows` says for how many ids the weights have embeddings: special tokens that were added beyond them, such as the
+        <image> of Hugging Face's BLIP-2 processors, are left out."""
+        try:
+            if rows is not None:
+                settings = json.loads(text)
+                settings["added_tokens"] = [token for token in settings["added_tokens"] if token["id"] < rows]
+                text = json.dumps(settings)
+            return cls(Tokenizer.from_str(text))
+        except ArtifactError:
+            raise
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise ArtifactError(f"{name} cannot be read as a tokenizer: {error}") from error
 
     @classmethod
     def load(cls, file: Path) -> "Tokens":
         """From a tokenizer.json. ArtifactError if it cannot be read."""
         try:
-            return cls(Tokenizer.from_file(str(file)))
-        except ArtifactError:
-            raise
-        except Exception as error:  # the tokenizers library raises bare Exception
+            return cls.parse(file.read_text(encoding="utf-8"), file)
+        except (OSError, ValueError) as error:
             raise ArtifactError(f"{file} cannot be read as a tokenizer: {error}") from error
 
     def save(self, file: Path) -> None:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,20 @@ from ..pipeline.artifacts import (
     write_manifest,
 )
 from ..pipeline.device import resolve_precision
-from ..pipeline.encoders import encoder_folder
-from ..pipeline.errors import ArtifactError, EncoderError, TrainingError
+from ..pipeline.errors import ArtifactError, TrainingError
 from ..pipeline.features import Features
 from .batches import Batches
 from .checkpoints import BEST, load_checkpoint, load_info, save_checkpoint, save_tensors, steps
-from .config import PRESETS, QFormerConfig, TrainConfig
+from .config import PRESETS, TrainConfig
 from .curves import draw_curves
 from .embed import Embedder, rerank, similarity_matrix
+from .initial import make_model
 from .metrics import mean_recall_at_1, recalls, retrieval
 from .objectives import LOSSES
 from .processes import ALONE, Processes
 from .qformer import QFormer
 from .step import Moment, Stage1, backward
-from .tokens import Tokens
-from .weights import bert_sizes, load_bert, load_qformer, load_tensors
+from .weights import load_tensors
 
 MATCHED_TEXTS, MATCHED_AT = 250, 16  # of validation: how many texts are matched, with how many images each
 Report = Callable[[dict[str, Any], int], None]  # a line of metrics.jsonl, steps in all
@@ -93,59 +92,6 @@ def make_optimizer(model: QFormer, config: TrainConfig) -> torch.optim.AdamW:
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
-
-
-def make_model(config: TrainConfig, features: Features, captions: list[str]) -> tuple[QFormer, Tokens]:
-    """A new Q-Former for these features, with its tokenizer: random, from a run, or from a BERT (`config.init`)."""
-    width = features.encoder["width"]
-    sizes: dict[str, Any] = dict(PRESETS[config.preset])
-    if config.init is not None:
-        folder = _init_folder(config.init)
-        if has_manifest(folder):
-            return _from_run(folder, width, config.dropout), Tokens.load(folder / "tokenizer.json")
-        bert = read_json(folder / "config.json")
-        if bert.get("model_type") != "bert":
-            raise TrainingError(
-                f"--init {config.init}: a model of type {bert.get('model_type')!r}; use a run or a BERT"
-            )
-        sizes |= bert_sizes(bert)
-        tokens = Tokens.load(folder / "tokenizer.json")
-    else:
-        tokens = Tokens.train(captions, config.vocab_size)
-    if config.num_query_tokens is not None:
-        sizes["num_query_tokens"] = config.num_query_tokens
-    model = QFormer(
-        QFormerConfig(
-            vocab_size=len(tokens),
-            encoder_hidden_size=width,
-            pad_token_id=tokens.pad_token_id,
-            bos_token_id=tokens.bos_token_id,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            **sizes,
-        )
-    )
-    if config.init is not None:
-        load_bert(model, folder)
-    return model, tokens
-
-
-def _init_folder(name: str) -> Path:
-    try:
-        return encoder_folder(name)
-    except EncoderError as error:
-        raise TrainingError(f"--init {name}: no such run, BERT folder or id that can be fetched") from error
-
-
-def _from_run(folder: Path, width: int, dropout: float) -> QFormer:
-    trained = load_qformer(folder)
-    if trained.config.encoder_hidden_size != width:
-        raise TrainingError(
-            f"--init {folder} was trained on features {trained.config.encoder_hidden_size} wide; these are {width} wide"
-        )
-    model = QFormer(replace(trained.config, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout))
-    model.load_state_dict(trained.state_dict())
-    return model
 
 
 @dataclass(frozen=True)
@@ -247,6 +193,10 @@ def _train(
     torch.manual_seed(config.seed)
     rows = features.rows("train")
     model, tokens = make_model(config, features, [c for row in rows for c in features.captions[row]])
+    tokens.save(folder / "tokenizer.json")
+    if config.epochs == 0:  # the weights as they came
+        with _Log(folder / "metrics.jsonl", 0, 0, report):
+            return _finish(folder, model, features, config, total=0, epochs=0.0, pairs=0, seconds=0.0)
     model = model.to(device)
     optimizer = make_optimizer(model, config)
     batches = Batches(
@@ -378,7 +328,7 @@ def _finish(
     features: Features,
     config: TrainConfig,
     total: int,
-    steps_per_epoch: int,
+    epochs: float,
     pairs: int,
     seconds: float,
 ) -> None:
@@ -406,10 +356,10 @@ def _finish(
             "sha256": files[0]["sha256"],
             "files": files,
             "steps": total,
-            "epochs": round(total / steps_per_epoch, 3),
-            "pairs_per_second": round(pairs / seconds, 1),
+            "epochs": epochs,
+            "pairs_per_second": round(pairs / seconds, 1) if seconds else 0.0,
             "seconds": round(seconds, 2),
-            "loss": next(line["loss"] for line in reversed(lines) if "loss" in line),
+            "loss": next((line["loss"] for line in reversed(lines) if "loss" in line), None),
             "best": best,
         },
     )

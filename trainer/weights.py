@@ -1,21 +1,27 @@
-"""Weights in and out: the rename tables between our names, LAVIS's and BERT's, and the sizes that a file tells."""
+"""Weights by name: the tables between our names and those of LAVIS, Hugging Face and BERT, and how weights fill a model.
 
+A part that a layout has no place for starts afresh and is named; any other key that is missing, left over or of another
+shape is an error that names it."""
+
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load(weights_only=True) raises
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..pipeline.artifacts import read_manifest
+from ..pipeline.encoders import first_line
 from ..pipeline.errors import ArtifactError
-from .config import QFormerConfig
 from .qformer import QFormer
 
-# (LAVIS, ours); a key is renamed by the first pattern that it starts with, then by the rules for the layers
+log = logging.getLogger(__name__)
+
+# (theirs, ours): a key is renamed by the first prefix that it starts with, then by ATTENTION where they say `self`
 LAVIS = (
     ("Qformer.bert.embeddings.LayerNorm.", "qformer.layernorm."),
     ("Qformer.bert.embeddings.", "embeddings."),
@@ -25,141 +31,136 @@ LAVIS = (
     ("vision_proj.", "vision_projection."),
     ("text_proj.", "text_projection."),
 )
-ATTENTION = re.compile(r"(\.(?:cross)?attention)\.self\.")
-# in LAVIS and BERT checkpoints, but not weights of their own: buffers, and the decoder tied to the word embeddings
-DERIVED = re.compile(r"position_ids$|cls\.predictions\.decoder\.")
-BERT_UNUSED = re.compile(
-    r"^pooler\.|token_type_embeddings|^cls\.seq_relationship|^cls\.predictions\.decoder|position_ids$"
+HUGGINGFACE = (("vision_model.post_layernorm.", "post_layernorm."),)
+BERT = (
+    ("bert.embeddings.LayerNorm.", "qformer.layernorm."),
+    ("bert.embeddings.", "embeddings."),
+    ("bert.encoder.", "qformer.encoder."),
 )
+ATTENTION = re.compile(r"(\.(?:cross)?attention)\.self\.")
+OWN_ATTENTION = re.compile(r"(\.(?:cross)?attention)\.attention\.")
+
+PARTS = {  # by our names
+    "query tokens": re.compile(r"query_tokens$"),
+    "LayerNorm over the features": re.compile(r"post_layernorm\."),
+    "cross-attention": re.compile(r"qformer\..*\.crossattention\."),
+    "text embeddings": re.compile(r"embeddings\."),
+    "text feed-forward": re.compile(r"qformer\.encoder\.layer\.\d+\.(intermediate|output)\."),
+    "image projection": re.compile(r"vision_projection\."),
+    "text projection": re.compile(r"text_projection\."),
+    "matching head": re.compile(r"itm_head\."),
+    "language head": re.compile(r"cls\."),
+    "temperature": re.compile(r"temp$"),
+}
+HEADS = ("image projection", "text projection", "matching head", "language head", "temperature")
+BY_WORD = ("embeddings.word_embeddings.weight", "cls.predictions.bias")  # have a row for each word
 
 
-def from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LAVIS BLIP-2 stage-1 weights under our names; the frozen vision encoder's are left out."""
-    renamed = {}
-    for key, value in state.items():
-        if DERIVED.search(key) or key.startswith("visual_encoder."):
-            continue
-        prefix, ours = next(((a, b) for a, b in LAVIS if key.startswith(a)), ("", ""))
-        renamed[ATTENTION.sub(r"\1.attention.", ours + key.removeprefix(prefix))] = value
-    return renamed
+@dataclass(frozen=True)
+class Layout:
+    """How a kind of source names the weights of a Q-Former."""
+
+    names: tuple[tuple[str, str], ...] = ()
+    says_self: bool = False
+    foreign: re.Pattern[str] = re.compile(r"(?!)")  # keys of other models, of buffers, and of tied weights
+    may_lack: tuple[str, ...] = ()  # PARTS
+
+    def ours(self, key: str) -> str:
+        """Our name of their `key`."""
+        key = _renamed(key, self.names)
+        return ATTENTION.sub(r"\1.attention.", key) if self.says_self else key
+
+    def theirs(self, key: str) -> str:
+        """Their name of our `key`."""
+        key = _renamed(key, [(ours, theirs) for theirs, ours in self.names])
+        return OWN_ATTENTION.sub(r"\1.self.", key) if self.says_self else key
 
 
-def lavis_config(
-    state: Mapping[str, Tensor], num_attention_heads: int | None = None, bos_token_id: int | None = None
-) -> QFormerConfig:
-    """The sizes that LAVIS weights tell (`state` under our names). Heads are 64 wide and [DEC] is the last id unless given."""
-    layers = sorted({int(m[1]) for key in state if (m := re.search(r"encoder\.layer\.(\d+)\.", key))})
-    crossed = sorted({int(m[1]) for key in state if (m := re.search(r"layer\.(\d+)\.crossattention", key))})
-    vocab, hidden = state["embeddings.word_embeddings.weight"].shape
-    inner = state["qformer.encoder.layer.0.attention.attention.query.weight"].shape[0]
-    heads = num_attention_heads or inner // 64
-    return QFormerConfig(
-        vocab_size=vocab,
-        encoder_hidden_size=state["post_layernorm.weight"].shape[0],
-        hidden_size=hidden,
-        num_hidden_layers=len(layers),
-        num_attention_heads=heads,
-        head_dim=inner // heads,
-        intermediate_size=state["qformer.encoder.layer.0.intermediate.dense.weight"].shape[0],
-        num_query_tokens=state["query_tokens"].shape[1],
-        cross_attention_frequency=crossed[1] - crossed[0] if len(crossed) > 1 else len(layers),
-        embed_dim=state["vision_projection.weight"].shape[0],
-        max_position_embeddings=state["embeddings.position_embeddings.weight"].shape[0],
-        bos_token_id=vocab - 1 if bos_token_id is None else bos_token_id,
-    )
+RUN_LAYOUT = Layout()
+LAVIS_LAYOUT = Layout(LAVIS, True, re.compile(r"^visual_encoder\.|position_ids$|cls\.predictions\.decoder\."))
+HUGGINGFACE_LAYOUT = Layout(
+    HUGGINGFACE,
+    foreign=re.compile(r"^vision_model\.(?!post_layernorm\.)|^language_model\.|^language_projection\.|position_ids$"),
+    may_lack=("text embeddings", "text feed-forward", *HEADS),
+)
+BERT_LAYOUT = Layout(
+    BERT,
+    True,
+    re.compile(r"pooler\.|token_type_embeddings|^cls\.seq_relationship|^cls\.predictions\.decoder|position_ids$"),
+    ("query tokens", "LayerNorm over the features", "cross-attention", *HEADS),
+)
+STAGE1_HEADS = "stage1_heads.safetensors"  # what `qf export` writes beside the parts that Hugging Face's class has
+QFORMER_SIZES = (  # that transformers' Blip2QFormerConfig calls as QFormerConfig does
+    "vocab_size", "encoder_hidden_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "cross_attention_frequency", "max_position_embeddings", "hidden_dropout_prob", "attention_probs_dropout_prob",
+    "initializer_range", "layer_norm_eps", "pad_token_id",
+)  # fmt: skip
 
 
-def load_qformer(path: object, num_attention_heads: int | None = None, bos_token_id: int | None = None) -> QFormer:
-    """A model from a run folder, or from LAVIS weights (.safetensors, or .pth read without pickled code), in evaluation mode.
-
-    ArtifactError if the file cannot be read, or names every key that is missing or unexpected."""
-    path = Path(str(path))
-    if path.is_dir():
-        manifest = read_manifest(path, "run")
-        return load_weights(QFormer(QFormerConfig(**manifest["model"])), load_tensors(path / "model.safetensors"), path)
-    state = load_tensors(path)
-    state = state.get("model", state)  # type: ignore[assignment]  # LAVIS checkpoints hold {"model": …}
-    state = from_lavis(state)
-    try:
-        config = lavis_config(state, num_attention_heads, bos_token_id)
-    except KeyError as error:
-        raise ArtifactError(f"{path} holds no BLIP-2 stage-1 weights: {error.args[0]} is missing") from error
-    return load_weights(QFormer(config), state, path)
+def _renamed(key: str, prefixes: Iterable[tuple[str, str]]) -> str:
+    old, new = next(((a, b) for a, b in prefixes if key.startswith(a)), ("", ""))
+    return new + key.removeprefix(old)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from .safetensors, or from .pth without executing anything in it."""
+@dataclass(frozen=True)
+class Weights:
+    """What a source holds."""
+
+    name: str  # for messages
+    layout: Layout
+    sizes: dict[str, Any]  # of QFormerConfig, those that the source tells
+    state: dict[str, Tensor]  # under our names, float32
+    unexpected: list[str] = field(default_factory=list)  # their keys that are no name of the layout
+    tokenizer: str | None = None  # the text of a tokenizer.json, where the source brings one for its text embeddings
+
+    @property
+    def words(self) -> int | None:
+        """For how many ids there are text embeddings, if there are any."""
+        return len(self.state[BY_WORD[0]]) if BY_WORD[0] in self.state else None
+
+
+def load_tensors(path: Path, foreign: re.Pattern[str] = RUN_LAYOUT.foreign) -> dict[str, Tensor]:
+    """Tensors by name from .safetensors, but for the foreign ones; or all from .pth, without executing anything in it."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys() if not foreign.search(key)}  # noqa: SIM118
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        __import__("pickle").UnpicklingError,
-    ) as error:
-        raise ArtifactError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        raise ArtifactError(f"{path} cannot be read as weights: {first_line(error)}") from error
+    if not isinstance(state, dict):
+        raise ArtifactError(f"{path} cannot be read as weights: it holds a {type(state).__name__}")
+    return state
 
 
-def load_weights(model: QFormer, state: Mapping[str, Tensor], path: Path) -> QFormer:
-    """`state` into `model`, every key of it; ArtifactError names those that are missing, unexpected or of another shape."""
-    own = model.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in own]
-    problems += [
-        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
+def fill(model: QFormer, weights: Weights) -> None:
+    """Every key of `weights` into `model`. Parts that the layout has no place for, and words that the model has besides,
+    keep their fresh start and are named in a line of the log, which goes to stderr.
+
+    ArtifactError names every key that is missing, unexpected or of another shape, as the source calls it."""
+    own, state, theirs = model.state_dict(), weights.state, weights.layout.theirs
+    absent = {key for key in own if key not in state}
+    fresh = [part for part in weights.layout.may_lack if absent >= {key for key in own if PARTS[part].match(key)}]
+    missing = [key for key in own if key in absent and not any(PARTS[part].match(key) for part in fresh)]
+    if weights.layout is BERT_LAYOUT:  # the queries' feed-forward is missing with the text's
+        missing = [re.sub(r"_query\.", ".", key) for key in missing]
+    problems = [f"missing {theirs(key)}" for key in dict.fromkeys(missing)]
+    problems += [f"unexpected {key}" for key in weights.unexpected]
+    problems += [f"unexpected {theirs(key)}" for key in state if key not in own]
+    if problems:  # sizes may be wrong for the same reason
+        raise ArtifactError(f"{weights.name} does not fit the model: {'; '.join(problems)}")
+    shorter = [key for key, value in state.items() if own[key].shape != value.shape]
+    for key in shorter:
+        there, wanted = tuple(state[key].shape), tuple(own[key].shape)
+        if key not in BY_WORD or there[1:] != wanted[1:] or there[0] > wanted[0]:
+            problems.append(f"{theirs(key)} is {there}, not {wanted}")
     if problems:
-        raise ArtifactError(f"{path} does not fit the model: {'; '.join(problems)}")
-    model.load_state_dict(dict(state))
-    return model.eval()
-
-
-def bert_sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes of a Q-Former that starts from a BERT with this config.json."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-    return {name: int(config[name]) for name in names}
-
-
-def load_bert(model: QFormer, folder: Path) -> None:
-    """Start `model` from a BERT's weights, as BLIP-2 does: self-attention, text feed-forward, embeddings and, where the file
-    has it, the language head; the queries' feed-forward starts as a copy of the text's. What BERT lacks (cross-attention,
-    heads, [DEC]) keeps its random start.
-
-    ArtifactError if a weight is missing or does not fit, or there is one that qf has no place for."""
-    file = folder / "model.safetensors"
-    own = model.state_dict()
-    state: dict[str, Tensor] = {}
-    unexpected = []
-    for key, value in load_tensors(file).items():
-        key = key.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias")
-        if BERT_UNUSED.search(key):
-            continue
-        renamed = ATTENTION.sub(r"\1.attention.", key.replace("embeddings.LayerNorm.", "qformer.layernorm."))
-        renamed = re.sub(r"^encoder\.", "qformer.encoder.", renamed)
-        if renamed not in own:
-            unexpected.append(key)
-        state[renamed] = value
-        if re.search(r"layer\.\d+\.(intermediate|output)\.", renamed):
-            state[re.sub(r"\.(intermediate|output)\.", r".\1_query.", renamed)] = value
-    random = re.compile(r"crossattention|_projection\.|^itm_head|^temp$|^query_tokens$|^post_layernorm|^cls\.")
-    missing = [key for key in own if key not in state and not random.search(key)]
-    if missing or unexpected:
-        raise ArtifactError(
-            f"{file} is no BERT that qf can start from: missing {missing or 'none'}, unexpected {unexpected or 'none'}"
-        )
+        raise ArtifactError(f"{weights.name} does not fit the model: {'; '.join(problems)}")
     for key, value in state.items():
-        if own[key].shape == value.shape:
-            own[key].copy_(value)
-        elif own[key].shape[1:] == value.shape[1:] and own[key].shape[0] > value.shape[0]:  # new words: [DEC]
-            own[key][: len(value)].copy_(value)
-        else:
-            raise ArtifactError(f"{file}: {key} is {tuple(value.shape)}, not {tuple(own[key].shape)}")
+        (own[key][: len(value)] if key in shorter else own[key]).copy_(value)
+    if shorter:
+        fresh.append("word for [DEC]")
+    if fresh:
+        log.warning("%s has no %s: these start afresh", weights.name, ", ".join(fresh))

@@ -20,7 +20,7 @@ from qf.trainer.step import drop_tokens
 from qf.trainer.train import hardness, learning_rate, losses_at, train
 from safetensors.torch import load_file
 
-from conftest import run_extract  # isort: skip
+from conftest import make_pictures, run_extract  # isort: skip
 
 CPU = torch.device("cpu")
 SMALL = TrainConfig(
@@ -132,6 +132,19 @@ def test_a_killed_run_goes_on_to_the_bit(features, tmp_path):
 
     assert [line["step"] for line in log("calm")] == [line["step"] for line in log("killed")]
     assert [x for x in log("calm") if "split" in x] == [x for x in log("killed") if "split" in x]
+
+
+def test_no_epochs_need_no_training_images(clip_folder, tmp_path):
+    source = make_pictures(tmp_path, copies=1)
+    source.write_text(source.read_text().replace(",train", ",test"))
+    features = run_extract(source, clip_folder, tmp_path / "features")
+    assert not len(features.rows("train"))
+    summary = train(features, tmp_path / "run", replace(SMALL, epochs=0), CPU)
+    assert (summary["steps"], summary["loss"], summary["best"]) == (0, None, {})
+    assert train(features, tmp_path / "run", replace(SMALL, epochs=0), CPU) == summary
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+    with pytest.raises(TrainingError, match="0 training images"):
+        train(features, tmp_path / "more", SMALL, CPU)
 
 
 @pytest.mark.parametrize(
