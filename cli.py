@@ -199,6 +199,16 @@ def train(
     losses: Annotated[str, typer.Option(help="The objectives to sum.")] = DEFAULTS.losses,
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the training images.")] = DEFAULTS.epochs,
     batch_size: Annotated[int, typer.Option(min=2, help="Images in a step.")] = DEFAULTS.batch_size,
+    shuffle_window: Annotated[
+        int,
+        typer.Option(min=1, help="Images shuffled together; fewer where so many, as cached, do not fit in memory."),
+    ] = DEFAULTS.shuffle_window,
+    cache_on_device: Annotated[
+        bool,
+        typer.Option(
+            "--cache-on-device", help="Keep all features in the device's memory if they fit, else in the host's."
+        ),
+    ] = False,
     captions_per_image: Annotated[
         int, typer.Option(min=0, help="Captions of each image in a step; 0: all.")
     ] = DEFAULTS.captions_per_image,
@@ -254,7 +264,7 @@ def train(
     features = Features(workspace / "features")
     folder = workspace / "runs" / name
     with Display(quiet) as display:
-        summary = train(features, folder, config, on, overwrite, display.training)
+        summary = train(features, folder, config, on, overwrite, display.training, cache_on_device, display.say)
         if index:
             from .retrieval.build import build_index
             from .retrieval.runs import open_run

@@ -51,6 +51,7 @@ ORDER = {
         "qformer",
         "objectives",
         "batches",
+        "cache",
         "metrics",
         "embed",
         "checkpoints",

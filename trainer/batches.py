@@ -1,8 +1,10 @@
 """Cached features and captions to batches. A batch is a pure function of the step, so that resuming needs no state."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -11,10 +13,16 @@ from torch import Tensor
 from ..pipeline.ahead import map_ahead
 from ..pipeline.codecs import Encoded
 from ..pipeline.errors import TrainingError
-from ..pipeline.features import Features
+from ..pipeline.features import Empty, Features, empty_array
+from .config import TrainConfig
 from .tokens import Tokens
 
 PREFETCH = 4
+PLACES = 16  # a window of the shuffle mixes rows from at least so many places
+TOKENISED = 10_000  # captions at once
+CPU = torch.device("cpu")
+# rows of the training images (0 … n - 1), their views, memory for the result -> the codec's columns
+Source = Callable[[np.ndarray, np.ndarray, Empty], Encoded]
 
 
 @dataclass(frozen=True)
@@ -27,24 +35,55 @@ class Batch:
     image_rows: Tensor  # (M,)
     matched: Tensor  # (m,) the texts for matching and generation
 
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`; on CUDA through pinned memory, without waiting."""
-        if device.type == "cpu":
-            return self
+    def tensors(self) -> list[Tensor]:
+        return [*self.encoded.values(), self.input_ids, self.attention_mask, self.image_rows, self.matched]
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.pin_memory().to(device, non_blocking=True)
 
-        encoded = {name: move(tensor) for name, tensor in self.encoded.items()}
-        return Batch(encoded, *map(move, (self.input_ids, self.attention_mask, self.image_rows, self.matched)))
+def epoch_order(shards: np.ndarray, window: int, rng: np.random.Generator) -> np.ndarray:
+    """The positions 0 … n - 1 of an epoch, shuffled: the shards, then the rows within each `window` of what results.
+
+    `shards` (n,): the shard of each position, ascending. One larger than a sixteenth of the window is cut into pieces of
+    that size, so that every window mixes many places. A window of n or more is a full shuffle."""
+    count = len(shards)
+    begins = np.flatnonzero(np.diff(shards, prepend=-1))
+    within = np.arange(count) - np.repeat(begins, np.diff(begins, append=count))
+    pieces = np.cumsum(within % -(-window // PLACES) == 0) - 1  # (n,): the piece of each position
+    order = np.argsort(rng.permutation(pieces[-1] + 1)[pieces], kind="stable")
+    for start in range(0, count, window):
+        rng.shuffle(order[start : start + window])
+    return order
+
+
+class Recycled:
+    """Memory for tensors that is used again once they are gone: the kernel takes as long to clear new memory as it takes to
+    copy features there."""
+
+    def __init__(self) -> None:
+        self.spare: dict[tuple[tuple[int, ...], torch.dtype], list[np.ndarray]] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor."""
+        spare = self.spare.setdefault((shape, dtype), [])
+        memory = spare.pop() if spare else empty_array(shape, dtype).numpy()
+        lent = memory.view()  # the tensor holds on to it
+        finalize(lent, spare.append, memory).atexit = False
+        return torch.from_numpy(lent)
+
+
+def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor that CUDA copies from without waiting; PyTorch uses such memory again by itself."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
 class Batches:
-    """The training batches of some rows of the features, shuffled anew each epoch from the seed.
+    """The training batches of some rows of the features, shuffled anew each epoch from the seed (`epoch_order`).
 
     Each image brings `captions_per_image` of its captions (0: all), the first `matched_captions` (0: all) of them also for
     matching and generation; over the epochs every caption comes equally often to both. Where the features hold augmented
-    views, each epoch takes another one of an image, and the plain picture in its turn."""
+    views, each epoch takes another one of an image, and the plain picture in its turn.
+
+    Of `world_size` processes each gets the part of every batch that is its `rank`'s: together they see what one alone would.
+    Batches are on `device`. `source` gives their features, from disk unless `cache.py` holds them in memory."""
 
     def __init__(
         self,
@@ -57,45 +96,102 @@ class Batches:
         matched_captions: int,
         max_text_length: int,
         seed: int,
+        shuffle_window: int = TrainConfig.shuffle_window,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device = CPU,
+        source: Source | None = None,
     ) -> None:
+        """TrainingError if there are too few rows, or a batch cannot be shared evenly among the processes."""
         if len(rows) < 2:
             raise TrainingError(
                 f"{features.folder} has {len(rows)} training images; contrastive training needs at least 2"
             )
-        self.features, self.rows, self.tokens, self.seed = features, rows, tokens, seed
         self.batch_size = min(batch_size, len(rows))
+        if self.batch_size % world_size:
+            raise TrainingError(
+                f"a batch of {self.batch_size} images cannot be shared evenly by {world_size} processes; "
+                f"use a --batch-size that is a multiple of {world_size}"
+            )
         self.captions_per_image, self.matched_captions = captions_per_image, matched_captions
+        self.rank, self.world_size, self.device = rank, world_size, device
         self.steps_per_epoch = len(rows) // self.batch_size
+        self.views = 1 + features.views
+        self.source = source or (lambda chosen, views, empty: features.encoded(rows[chosen], views, empty))
+        self.empty = pinned if device.type == "cuda" else Recycled().empty
+        shards = features.shard_numbers(rows)
+        self.order = lru_cache(maxsize=1)(
+            lambda epoch: epoch_order(shards, shuffle_window, np.random.default_rng([seed, 0, epoch]))
+        )
+
         texts = [caption for row in rows for caption in features.captions[row]]
-        ids = iter(tokens.ids(texts, max_text_length))
-        self.ids = [[next(ids) for _ in features.captions[row]] for row in rows]  # per image, per caption
+        self.input_ids = np.full((len(texts), max_text_length), tokens.pad_token_id, np.int32)  # of all captions
+        self.lengths = np.zeros(len(texts), np.int64)
+        for start in range(0, len(texts), TOKENISED):
+            input_ids, attention_mask = tokens(texts[start : start + TOKENISED], max_text_length)
+            self.input_ids[start : start + len(input_ids), : input_ids.shape[1]] = input_ids
+            self.lengths[start : start + len(input_ids)] = attention_mask.sum(1)
+        self.counts = np.array([len(features.captions[row]) for row in rows])  # captions of each image
+        self.firsts = np.cumsum(self.counts) - self.counts  # and the number of its first
         rng = np.random.default_rng([seed, 1])
-        self.orders = [rng.permutation(len(captions)) for captions in self.ids]
-        self.first_views = rng.integers(0, 1 + features.views, len(rows))
+        images = np.repeat(np.arange(len(rows)), self.counts)
+        self.captions = np.lexsort(
+            (rng.random(len(texts)), images)
+        )  # numbers of captions: image by image, in an order drawn
+        self.first_views = rng.integers(0, self.views, len(rows))
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.rows))
-        chosen = np.sort(order[within * self.batch_size : (within + 1) * self.batch_size])  # sorted: reads go forward
-        ids: list[list[int]] = []
-        image_rows: list[int] = []
-        matched: list[int] = []
-        for row, image in enumerate(chosen):
-            captions = self.orders[image]
-            count = min(self.captions_per_image or len(captions), len(captions))
-            first = epoch * count if count < len(captions) else epoch * (self.matched_captions or count)
-            for n in range(count):
-                if n < (self.matched_captions or count):
-                    matched.append(len(ids))
-                ids.append(self.ids[image][captions[(first + n) % len(captions)]])
-                image_rows.append(row)
-        input_ids, attention_mask = self.tokens.pad(ids)
-        views = (self.first_views[chosen] + epoch) % (1 + self.features.views)
-        encoded = self.features.encoded(self.rows[chosen], views)
-        return Batch(encoded, input_ids, attention_mask, torch.tensor(image_rows), torch.tensor(matched))
+        chosen = np.sort(
+            self.order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        )  # reads go forward
+        share = self.batch_size // self.world_size
+        chosen = chosen[self.rank * share : (self.rank + 1) * share]
+        views = (self.first_views[chosen] + epoch) % self.views
+        encoded = self.source(chosen, views, self.empty)
 
-    def steps(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps `start` to `stop`, made ahead in a thread."""
+        there = self.counts[chosen]
+        count = np.minimum(self.captions_per_image or there, there)  # (B,): captions of each
+        matched = np.minimum(self.matched_captions or count, count)
+        first = epoch * np.where(
+            count < there, count, matched
+        )  # in the image's own order, which begins again at its end
+        image_rows = np.repeat(np.arange(share), count)  # (M,)
+        turn = np.arange(len(image_rows)) - (np.cumsum(count) - count)[image_rows]  # 0, 1 … of each image
+        captions = self.captions[self.firsts[chosen][image_rows] + (first[image_rows] + turn) % there[image_rows]]
+        lengths = self.lengths[captions]
+        longest = lengths.max(initial=1)
+        return Batch(
+            {name: self._move(column) for name, column in encoded.items()},
+            self._move(self.input_ids[captions, :longest].astype(np.int64)),
+            self._move((np.arange(longest) < lengths[:, None]).astype(np.int64)),
+            self._move(image_rows),
+            self._move(np.flatnonzero(turn < matched[image_rows])),
+        )
+
+    def _move(self, values: np.ndarray | Tensor) -> Tensor:
+        """To the device, without waiting for it."""
+        tensor = torch.as_tensor(values)
+        if tensor.device.type == self.device.type:
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # what is pinned already stays as it is
+
+    def steps(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """The batches of steps `start` to `stop`, made ahead in a thread; on CUDA in a stream of its own."""
         with ThreadPoolExecutor(1) as pool:
-            yield from map_ahead(pool, self.batch, range(start, stop), PREFETCH)
+            if self.device.type != "cuda":
+                yield from map_ahead(pool, self.batch, range(start, stop), PREFETCH)
+                return
+            copies = torch.cuda.Stream(self.device)
+
+            def load(step: int) -> tuple[Batch, torch.cuda.Event]:
+                with torch.cuda.stream(copies):  # of this thread, which is then on the right device, too
+                    return self.batch(step), copies.record_event()
+
+            for batch, there in map_ahead(pool, load, range(start, stop), PREFETCH):
+                stream = torch.cuda.current_stream(self.device)
+                stream.wait_event(there)
+                for tensor in batch.tensors():
+                    tensor.record_stream(stream)  # its memory is not used again before the step is through with it
+                yield batch

@@ -43,6 +43,7 @@ class TrainConfig:
     losses: str = "itc,itm,itg"
     epochs: float = 20.0
     batch_size: int = 128  # images
+    shuffle_window: int = 65536  # images that are mixed at once; so many or fewer are shuffled as a whole
     captions_per_image: int = 0  # captions of each image in a step; 0: all of them
     matched_captions: int = 1  # of these, how many matching and generation see, which cost five times as much; 0: all
     # small data, benchmarks/results.md: the contrast alone first, then matching with random negatives that give way to hard ones

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from ..pipeline.encoders import encoder_folder
 from ..pipeline.errors import ArtifactError, EncoderError, TrainingError
 from ..pipeline.features import Features
 from .batches import Batches
+from .cache import cached
 from .checkpoints import BEST, load_checkpoint, load_info, save_checkpoint, save_tensors, steps
 from .config import PRESETS, QFormerConfig, TrainConfig
 from .curves import draw_curves
@@ -200,9 +202,12 @@ def train(
     device: torch.device,
     overwrite: bool = False,
     report: Report = lambda line, total: None,
+    cache_on_device: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Train a Q-Former into the run `folder` and return a summary (fields of contract 2). An unfinished run goes on.
 
+    `cache_on_device` keeps the features in memory, which changes nothing but the speed; `say` is told where.
     ArtifactError if the folder holds a run made otherwise; TrainingError if the features are too few or a loss is not finite."""
     dtype = resolve_precision(config.precision, device)
     if dtype == torch.float16:
@@ -215,7 +220,7 @@ def train(
         if _finished(folder, settings, overwrite):
             return _summary(folder, read_manifest(folder, "run"))
         write_json(folder / "config.json", settings)
-        return _train(features, folder, config, device, dtype, report)
+        return _train(features, folder, config, device, dtype, report, cache_on_device, say)
 
 
 def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
@@ -234,7 +239,14 @@ def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _train(
-    features: Features, folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype, report: Report
+    features: Features,
+    folder: Path,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report,
+    cache_on_device: bool,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     rows = features.rows("train")
@@ -250,6 +262,9 @@ def _train(
         matched_captions=config.matched_captions,
         max_text_length=config.max_text_length,
         seed=config.seed,
+        shuffle_window=config.shuffle_window,
+        device=device,
+        source=cached(features, rows, device, 1, say) if cache_on_device else None,
     )
     embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
     validation = Validation.of(features, "val", config.max_val_images)
@@ -258,22 +273,25 @@ def _train(
     tokens.save(folder / "tokenizer.json")
 
     checkpoints = folder / "checkpoints"
-    start, seconds, best, pairs = 0, 0.0, -1.0, 0
+    start, seconds, best, pairs, waited = 0, 0.0, -1.0, 0, 0.0
     if saved := steps(checkpoints):
         info = load_checkpoint(saved[-1], model, optimizer, device)
         start, seconds, best, pairs = info["step"], info["seconds"], info["best"], info["pairs"]
+        waited = info["waited"]
 
     began = time.perf_counter() - seconds
     names = chosen_losses(config)
     sums, counts = torch.zeros(len(names), device=device), [0] * len(names)  # since the last line of the log
-    last, last_pairs = time.perf_counter(), pairs
-    with _Log(folder / "metrics.jsonl", start, total, report) as log:
-        for step, batch in enumerate(batches.steps(start, total), start=start):
+    last, last_pairs, last_waited = time.perf_counter(), pairs, waited
+    with closing(batches.steps(start, total)) as feed, _Log(folder / "metrics.jsonl", start, total, report) as log:
+        for step in range(start, total):
+            asked = time.perf_counter()
+            batch = next(feed)
+            waited += time.perf_counter() - asked
             # ---- one step --------------------------------------------------------------------------------------------
             lr = learning_rate(step, total, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = batch.to(device)
             model.train()
             active = losses_at(step, total, config)
             with autocast(device, dtype):
@@ -316,12 +334,13 @@ def _train(
                         "lr": lr,
                         "grad_norm": round(grad_norm.item(), 4),
                         "pairs_per_second": round((pairs - last_pairs) / (now - last), 1),
+                        "wait_share": round((waited - last_waited) / (now - last), 4),
                         "seconds": round(now - began, 2),
                     }
                 )
                 sums.zero_()
                 counts = [0] * len(names)
-                last, last_pairs = now, pairs
+                last, last_pairs, last_waited = now, pairs, waited
 
             if len(validation.rows) and (
                 done % validate_every == 0 or done == total
@@ -335,9 +354,11 @@ def _train(
 
             if done % config.checkpoint_every == 0 or done == total:  # once in a while: a place to come back to
                 info = {"step": done, "seconds": time.perf_counter() - began, "best": best, "pairs": pairs}
+                info["waited"] = waited
                 save_checkpoint(checkpoints, model, optimizer, info, config.keep)
 
-    return _finish(folder, model, features, config, total, batches.steps_per_epoch, pairs, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return _finish(folder, model, features, config, total, batches.steps_per_epoch, pairs, seconds, waited / seconds)
 
 
 def _finish(
@@ -349,6 +370,7 @@ def _finish(
     steps_per_epoch: int,
     pairs: int,
     seconds: float,
+    wait_share: float,
 ) -> dict[str, Any]:
     """The best weights become the run's, the curves are drawn, the manifest is written."""
     best: dict[str, Any] = {}
@@ -377,6 +399,7 @@ def _finish(
             "epochs": round(total / steps_per_epoch, 3),
             "pairs_per_second": round(pairs / seconds, 1),
             "seconds": round(seconds, 2),
+            "wait_share": round(wait_share, 4),
             "loss": next(line["loss"] for line in reversed(lines) if "loss" in line),
             "best": best,
         },
@@ -385,7 +408,7 @@ def _finish(
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    names = ("steps", "epochs", "pairs_per_second", "seconds", "loss", "best")
+    names = ("steps", "epochs", "pairs_per_second", "seconds", "wait_share", "loss", "best")
     return {**{name: manifest[name] for name in names}, "run": str(folder)}
 
 
