@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .pipeline.artifacts import size
 from .pipeline.errors import QfError
 from .trainer.config import PRESETS, TrainConfig
 
@@ -460,15 +461,6 @@ def run_folder(workspace: Path, name: str | None) -> Path:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def size(count: float) -> str:
-    """Bytes in words: 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def duration(seconds: float) -> str:

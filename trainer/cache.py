@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..pipeline.artifacts import size
 from ..pipeline.codecs import Encoded
 from ..pipeline.device import free_memory
 from ..pipeline.features import Empty, Features
@@ -62,13 +63,9 @@ def cached(
         name, copies = ("host memory", world_size) if place.type == "cpu" else (f"the memory of {place}", 1)
         free = free_memory(place)
         if needed * copies <= SHARE * free:
-            where = f"{name}; {_gigabytes(free)} are free there"
-            say(f"--cache-on-device: {_gigabytes(needed)} of features into {where}{''.join(full)}")
+            where = f"{name}; {size(free)} are free there"
+            say(f"--cache-on-device: {size(needed)} of features into {where}{''.join(full)}")
             return Cache(features, rows, place)
-        full.append(f", {name} has too little ({_gigabytes(free)} free)")
-    say(f"--cache-on-device: {_gigabytes(needed)} of features stay on disk{''.join(full)}")
+        full.append(f", {name} has too little ({size(free)} free)")
+    say(f"--cache-on-device: {size(needed)} of features stay on disk{''.join(full)}")
     return None
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.3g} GB"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from qf.pipeline.artifacts import size
 from qf.pipeline.codecs import CODECS
 from qf.trainer import cache
 from qf.trainer.batches import Batches
@@ -43,8 +44,8 @@ def test_where_they_are_kept_is_said(features, monkeypatch, device):
     on = torch.device(device)
     kept = cached(features, rows, on, 1, said.append)
     assert {column.device for column in kept.columns.values()} == {on}
-    assert f"{needed / 1e9:.3g} GB of features into" in said[-1]
-    assert f"{2 * needed / 1e9:.3g} GB are free there" in said[-1]
+    assert f"{size(needed)} of features into" in said[-1]
+    assert f"{size(2 * needed)} are free there" in said[-1]
     if on.type == "cuda":
         free[device] = needed
         kept = cached(features, rows, on, 1, said.append)
