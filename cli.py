@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .pipeline.artifacts import size
 from .pipeline.errors import QfError
 from .trainer.config import PRESETS, TrainConfig
 
@@ -226,6 +227,16 @@ def train(
     accumulate: Annotated[
         int, typer.Option(min=1, help="Batches (contrastive ones) whose gradients make one step.")
     ] = DEFAULTS.accumulate,
+    shuffle_window: Annotated[
+        int,
+        typer.Option(min=1, help="Images shuffled together; fewer where so many, as cached, do not fit in memory."),
+    ] = DEFAULTS.shuffle_window,
+    cache_on_device: Annotated[
+        bool,
+        typer.Option(
+            "--cache-on-device", help="Keep all features in the device's memory if they fit, else in the host's."
+        ),
+    ] = False,
     captions_per_image: Annotated[
         int, typer.Option(min=0, help="Captions of each image in a step; 0: all.")
     ] = DEFAULTS.captions_per_image,
@@ -293,7 +304,17 @@ def train(
     features = Features(workspace / "features")
     folder = workspace / "runs" / name
     with Display(quiet or not processes.first) as display:
-        summary = train(features, folder, config, on, overwrite, display.training, processes)
+        summary = train(
+            features,
+            folder,
+            config,
+            on,
+            overwrite,
+            display.training,
+            processes,
+            cache_on_device=cache_on_device,
+            say=display.say,
+        )
         processes.leave()
         if not processes.first:
             return
@@ -525,15 +546,6 @@ def run_folder(workspace: Path, name: str | None) -> Path:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def size(count: float) -> str:
-    """Bytes in words: 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ Every column of token features (codecs.py) is an `arrow.fixed_shape_tensor`. Aug
 lie in lists beside it: `views` says how each was cut out, `view_tokens` and the like hold what the encoder made of it."""
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -80,49 +81,35 @@ def _tensors(values: np.ndarray, type_: pa.FixedShapeTensorType) -> pa.Extension
 
 
 class ArrowShard:
-    """A shard, memory-mapped."""
+    """A shard, memory-mapped: `table`, and where in `memory` (bytes of the file,) uint8 the values of each row begin.
+
+    `offsets`: column -> (n,) int64; of the column VIEW + name where the first of a row's views does."""
 
     def __init__(self, path: Path, encoded: Columns) -> None:
-        """ArtifactError if it is no Arrow file."""
+        """ArtifactError if it is no Arrow file, or a compressed one."""
         try:
             with pa.memory_map(str(path)) as source:
-                self.table = pa.ipc.open_file(source).read_all()
+                mapped = source.read_buffer()
+            self.table = pa.ipc.open_file(mapped).read_all()
         except (pa.ArrowInvalid, OSError) as error:
             raise ArtifactError(f"{path} is damaged; extract again with --overwrite") from error
-        self._tokens = {name: self._chunks(name) for name in encoded}
-        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._tokens["tokens"])])
-        self._views: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        if "views" in self.table.column_names:
-            self._views = {name: self._view_chunks(VIEW + name) for name in encoded}
+        self.memory = np.frombuffer(mapped, np.uint8)
+        names = [name for name in [*encoded, "pooled"] if name in self.table.column_names]
+        names += [VIEW + name for name in encoded if VIEW + name in self.table.column_names]
+        self.offsets = {name: self._rows(self.table.column(name)) for name in names}
+        if any((rows < 0).any() for rows in self.offsets.values()):
+            raise ArtifactError(f"{path} is compressed and cannot be memory-mapped; extract again with --overwrite")
 
-    def _chunks(self, column: str) -> list[np.ndarray]:
-        """Memory-mapped arrays (n, …), one a record batch."""
-        return [chunk.to_numpy_ndarray() for chunk in self.table.column(column).chunks if len(chunk)]
-
-    def _view_chunks(self, column: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Where each row's views begin (n + 1,), and all views (v, …), one pair a record batch."""
-        chunks = [chunk for chunk in self.table.column(column).chunks if len(chunk)]
-        return [(chunk.offsets.to_numpy(), _ndarray(chunk.values)) for chunk in chunks]
-
-    def pooled(self) -> np.ndarray:
-        """(n, P) float32."""
-        return np.concatenate(self._chunks("pooled"))
-
-    def record(self, column: str, row: int, view: int) -> np.ndarray:
-        """A column of the codec for one row: of the plain picture (view 0), or of one of its views."""
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        within = row - self._starts[number]
-        if view == 0:
-            found: np.ndarray = self._tokens[column][number][within]
-            return found
-        starts, views = self._views[column][number]
-        found = views[starts[within] + view - 1]
-        return found
-
-
-def _ndarray(values: pa.ExtensionArray) -> np.ndarray:
-    shape = tuple(values.type.shape)
-    if not len(values):
-        return np.empty((0, *shape), values.type.value_type.to_pandas_dtype())
-    array: np.ndarray = values.to_numpy_ndarray()
-    return array
+    def _rows(self, column: pa.ChunkedArray) -> np.ndarray:
+        """(n,): where in the file the values of each row begin; -1 if they are not in it."""
+        nested = isinstance(column.type, pa.ListType)  # views
+        tensor = column.type.value_type if nested else column.type
+        size = tensor.value_type.byte_width * prod(tensor.shape)
+        parts = [np.empty(0, np.int64)]
+        for chunk in column.chunks:  # one a record batch
+            values = (chunk.values if nested else chunk).storage.flatten().to_numpy()
+            start = values.ctypes.data - self.memory.ctypes.data if len(values) else 0
+            numbers = chunk.offsets.to_numpy()[:-1] if nested else np.arange(len(chunk))
+            inside = 0 <= start <= len(self.memory) - values.nbytes
+            parts.append(start + numbers * np.int64(size) if inside else np.full(len(chunk), -1))
+        return np.concatenate(parts)

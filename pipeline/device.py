@@ -1,6 +1,8 @@
 """Which device computes, in which precision, and how many batches at once."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -42,6 +44,30 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Mixed precision for a forward pass; nothing for float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken on `device`."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
+
+
+def free_host_memory(proc: Path = Path("/proc"), group: Path = Path("/sys/fs/cgroup")) -> int:
+    """What Linux counts as available, within a container's limit (cgroup v2); elsewhere all the memory there is."""
+    if not (proc / "meminfo").is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = _figures(proc / "meminfo")["MemAvailable:"] * 1024
+    limit = group / "memory.max"  # absent outside containers; "max" where there is none
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        taken = int((group / "memory.current").read_text())
+        free = min(
+            free, int(most) - taken + _figures(group / "memory.stat")["inactive_file"]
+        )  # cache that would give way
+    return max(0, free)
+
+
+def _figures(file: Path) -> dict[str, int]:
+    """Of a file with a name and a number a line."""
+    return {words[0]: int(words[1]) for line in file.read_text().splitlines() if len(words := line.split()) > 1}
 
 
 class Lanes:

@@ -100,16 +100,16 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 class TarShard:
-    """A shard, memory-mapped."""
+    """A shard, memory-mapped: `table`, `memory` and `offsets` as an ArrowShard has them."""
 
     def __init__(self, path: Path, encoded: Columns) -> None:
         """ArtifactError if it is no tar, or not one that `write_tar_shard` wrote."""
         self._types = {name: (np.dtype(str(d).removeprefix("torch.")), shape) for name, (d, shape) in encoded.items()}
-        self._offsets = {name: array("q") for name in ("pooled", *encoded, *(VIEW + name for name in encoded))}
+        self._found = {name: array("q") for name in ("pooled", *encoded, *(VIEW + name for name in encoded))}
         try:
             with pa.memory_map(str(path)) as source:  # keeps no file open, as Python's own mmap does
                 mapped = source.read_buffer()
-            self._bytes = memoryview(mapped).cast("B")
+            self.memory = np.frombuffer(mapped, np.uint8)
             with open(path, "rb", buffering=0) as file:
                 self.table = self._read(file.fileno(), mapped, encoded)
         except (
@@ -121,6 +121,7 @@ class TarShard:
             ValueError,
         ) as error:  # from the JSON, most of them
             raise ArtifactError(f"{path} is damaged ({error}); extract again with --overwrite") from error
+        self.offsets = {name: np.array(found, np.int64) for name, found in self._found.items()}
 
     def _read(self, tar: int, mapped: pa.Buffer, encoded: Columns) -> pa.Table:
         """Note where every array is; returns what else there is in the rows."""
@@ -143,11 +144,11 @@ class TarShard:
             if members.keys() != {*arrays, *(VIEW + column for column in encoded if views)}:
                 raise DamagedTar(f"{printable(name)} has other members than its neighbours")
             for column in arrays:
-                self._offsets[column].append(self._data(members[column], *self._types[column]))
+                self._found[column].append(self._data(members[column], *self._types[column]))
             for column in encoded:
                 dtype, shape = self._types[column]
                 at = self._data(members[VIEW + column], dtype, (len(views), *shape)) if views else -1
-                self._offsets[VIEW + column].append(at)
+                self._found[VIEW + column].append(at)
             rows.append(about)
         fields = [field for field in schema(encoded, None, views=True) if field.name in (*ABOUT, "views")]
         columns = [pa.array([about[field.name] for about in rows], field.type) for field in fields]
@@ -155,27 +156,15 @@ class TarShard:
         return table.append_column("thumbnail", pa.chunked_array(thumbnails, pa.binary()))
 
     def _part(self, member: Member) -> bytes:
-        return bytes(self._bytes[member.offset : member.offset + member.size])
+        return self.memory[member.offset : member.offset + member.size].tobytes()
 
     def _data(self, member: Member, dtype: np.dtype, shape: tuple[int, ...]) -> int:
         """Where the values of an array begin."""
         start = member.offset + NPY_HEADER
         size = NPY_HEADER + dtype.itemsize * prod(shape)
-        if member.size != size or self._bytes[member.offset : start] != _npy_header(dtype, shape):
+        if member.size != size or self.memory[member.offset : start].tobytes() != _npy_header(dtype, shape):
             raise DamagedTar(f"{printable(member.name)} is no array of {dtype} {shape}")
         return start
-
-    def pooled(self) -> np.ndarray:
-        """(n, P) float32."""
-        return np.stack([self.record("pooled", row, 0) for row in range(len(self.table))])
-
-    def record(self, column: str, row: int, view: int) -> np.ndarray:
-        """A column of the codec for one row: of the plain picture (view 0), or of one of its views."""
-        dtype, shape = self._types[column]
-        if view == 0:
-            return np.ndarray(shape, dtype, self._bytes, self._offsets[column][row])
-        first = self._offsets[VIEW + column][row]
-        return np.ndarray(shape, dtype, self._bytes, first + (view - 1) * dtype.itemsize * prod(shape))
 
 
 def _mapped_binary(mapped: pa.Buffer, member: Member) -> pa.Array:

@@ -51,6 +51,7 @@ ORDER = {
         "qformer",
         "objectives",
         "batches",
+        "cache",
         "launch",
         "processes",
         "step",

@@ -46,6 +46,7 @@ class TrainConfig:
     batch_size: int = 128  # images that go through the network at once, over all processes
     contrastive_batch: int = 0  # images that are contrasted with each other; 0: those of a batch
     accumulate: int = 1  # contrastive batches to a step of the optimiser
+    shuffle_window: int = 65536  # images that are mixed at once; so many or fewer are shuffled as a whole
     captions_per_image: int = 0  # captions of each image in a step; 0: all of them
     matched_captions: int = 1  # of these, how many matching and generation see, which cost five times as much; 0: all
     # small data, benchmarks/results.md: the contrast alone first, then matching with random negatives that give way to hard ones

@@ -3,8 +3,10 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
@@ -130,12 +132,11 @@ class Tokens:
 
     def pad(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """M lists of ids -> input_ids, attention_mask (M, L), L the longest."""
-        length = max((len(i) for i in ids), default=1)
-        input_ids = torch.full((len(ids), length), self.pad_token_id)
-        for row, sequence in enumerate(ids):
-            input_ids[row, : len(sequence)] = torch.tensor(sequence)
-        lengths = torch.tensor([len(i) for i in ids]).unsqueeze(1)
-        return input_ids, (torch.arange(length) < lengths).long()
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        attention_mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
+        input_ids = np.full(attention_mask.shape, self.pad_token_id)
+        input_ids[attention_mask] = np.fromiter(chain.from_iterable(ids), np.int64, lengths.sum())
+        return torch.from_numpy(input_ids), torch.from_numpy(attention_mask.astype(np.int64))
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(M,) texts -> input_ids, attention_mask (M, L)."""

@@ -33,6 +33,7 @@ from ..pipeline.device import resolve_precision
 from ..pipeline.errors import ArtifactError, TrainingError
 from ..pipeline.features import Features
 from .batches import Batches
+from .cache import cached
 from .checkpoints import BEST, load_checkpoint, load_info, save_checkpoint, save_tensors, steps
 from .config import PRESETS, TrainConfig
 from .curves import draw_curves
@@ -211,6 +212,9 @@ def _train(
         matched_captions=config.matched_captions,
         max_text_length=config.max_text_length,
         seed=config.seed,
+        shuffle_window=config.shuffle_window,
+        device=device,
+        source=cached(features, rows, device, 1, say) if cache_on_device else None,
     )
     embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
     validation = Validation.of(features, "val", config.max_val_images)
@@ -221,10 +225,11 @@ def _train(
         tokens.save(folder / "tokenizer.json")
 
     checkpoints = folder / "checkpoints"
-    start, seconds, best, pairs = 0, 0.0, -1.0, 0
+    start, seconds, best, pairs, waited = 0, 0.0, -1.0, 0, 0.0
     if saved := steps(checkpoints):
         info = load_checkpoint(saved[-1], model, optimizer, device)
         start, seconds, best, pairs = info["step"], info["seconds"], info["best"], info["pairs"]
+        waited = info["waited"]
 
     names = chosen_losses(config)
     stage: nn.Module = Stage1(model, processes, dtype, config.token_dropout, config.seed)
@@ -290,6 +295,7 @@ def _train(
 
             if done % config.checkpoint_every == 0 or done == total:  # once in a while: a place to come back to
                 info = {"step": done, "seconds": time.perf_counter() - began, "best": best, "pairs": pairs}
+                info["waited"] = waited
                 save_checkpoint(checkpoints, model, optimizer, info, config.keep)
 
     if processes.first:
@@ -366,7 +372,7 @@ def _finish(
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    names = ("steps", "epochs", "pairs_per_second", "seconds", "loss", "best")
+    names = ("steps", "epochs", "pairs_per_second", "seconds", "wait_share", "loss", "best")
     return {**{name: manifest[name] for name in names}, "run": str(folder)}
 
 

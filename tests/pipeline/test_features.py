@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qf.pipeline.arrow_shards import VIEW, schema, write_arrow_shard
+from qf.pipeline.arrow_shards import VIEW, ArrowShard, schema, write_arrow_shard
 from qf.pipeline.artifacts import sha256_file, write_manifest
 from qf.pipeline.codecs import CODECS, columns, encode
 from qf.pipeline.errors import ArtifactError
@@ -95,6 +95,8 @@ def test_what_is_written_is_read(tmp_path_factory, rows, batch, codec, pooled, r
         assert values.dtype == encoded[name].dtype
         for value, n, view in zip(values, order, views, strict=True):
             assert torch.equal(value, seen[name][firsts[n] + view - 1] if view else encoded[name][n])
+    for name, values in features.encoded(np.arange(len(rows))).items():  # neighbours are copied together
+        assert torch.equal(values, encoded[name])
     assert len(features.rows("val")) == len(rows)
     assert len(features.rows("train")) == 0
     if pooled:
@@ -112,3 +114,13 @@ def test_a_missing_or_cut_shard_is_named(features, tmp_path):
     shard.unlink()
     with pytest.raises(ArtifactError, match=r"shard-00001\.arrow is missing or damaged"):
         Features(copy)
+
+
+def test_a_compressed_shard_is_refused(features, tmp_path):
+    """Nothing of it could be memory-mapped."""
+    table = pa.ipc.open_file((features.folder / "shard-00000.arrow").read_bytes()).read_all()
+    path = tmp_path / "shard-00000.arrow"
+    with pa.ipc.new_file(str(path), table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        writer.write_table(table)
+    with pytest.raises(ArtifactError, match=r"shard-00000\.arrow is compressed and cannot be memory-mapped"):
+        ArrowShard(path, features.columns)

@@ -1,10 +1,14 @@
 from collections import Counter
+from itertools import chain, permutations
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qf.pipeline.codecs import decode
 from qf.pipeline.errors import TrainingError
-from qf.trainer.batches import Batches
+from qf.trainer.batches import PLACES, Batches, Recycled, epoch_order
 from qf.trainer.tokens import Tokens
 
 from conftest import run_extract  # isort: skip
@@ -13,6 +17,54 @@ from conftest import run_extract  # isort: skip
 @pytest.fixture(scope="module")
 def tokens(features):
     return Tokens.train([c for captions in features.captions for c in captions] * 2, 100)
+
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 400), st.integers(0, 2**32 - 1))
+def test_an_epoch_is_shuffled_within_windows(sizes, window, seed):
+    """Every row once; a piece of a shard never spreads over more than two windows; the same again from the same seed."""
+    shards = np.repeat(np.arange(len(sizes)) * 2, sizes)
+    order = epoch_order(shards, window, np.random.default_rng(seed))
+    assert np.array_equal(np.sort(order), np.arange(len(shards)))
+    assert np.array_equal(order, epoch_order(shards, window, np.random.default_rng(seed)))
+    windows = np.empty(len(order), np.int64)
+    windows[order] = np.arange(len(order)) // window
+    piece = -(-window // PLACES)
+    for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
+        for start in range(first, first + size, piece):
+            assert np.ptp(windows[start : min(start + piece, first + size)]) <= 1
+
+
+def test_a_small_set_is_shuffled_as_a_whole():
+    drawn = Counter(tuple(epoch_order(np.array([0, 0, 1, 3]), 4, np.random.default_rng(s))) for s in range(4800))
+    assert drawn.keys() == set(permutations(range(4)))
+    assert min(drawn.values()) > 140  # of 200 expected each
+    assert max(drawn.values()) < 260
+
+
+def test_shards_of_a_large_set_come_in_another_order_each_epoch():
+    shards = np.arange(4096) // 64
+    first, second = (epoch_order(shards, 1024, np.random.default_rng(seed)) for seed in range(2))
+    for order in (first, second):
+        assert {len(set(shards[part])) for part in order.reshape(4, 1024)} == {16}  # whole shards, mixed
+    assert set(shards[first[:1024]]) != set(shards[second[:1024]])
+
+
+def test_memory_is_used_again_once_it_is_free_and_never_before():
+    memory = Recycled()
+    first = memory.empty((3, 4), torch.float16)
+    where, part = first.data_ptr(), first[1:]
+    assert first.shape == (3, 4)
+    assert first.dtype == torch.float16
+    del first  # a part of it still lives
+    second = memory.empty((3, 4), torch.float16)
+    assert second.data_ptr() != where
+    del part
+    assert memory.empty((3, 4), torch.float16).data_ptr() == where
+    assert memory.empty((3, 4), torch.int8).data_ptr() != where
 
 
 def make(features, tokens, **more):
@@ -60,6 +112,41 @@ def test_a_batch_is_a_function_of_the_step(features, tokens):
         assert torch.equal(batch.input_ids, second.batch(step).input_ids)
     other = make(features, tokens, seed=1)
     assert any(not torch.equal(other.batch(s).encoded["tokens"], first.batch(s).encoded["tokens"]) for s in range(3))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_made_ahead_are_the_same_on_every_device(features, tokens, device):
+    batches, plain = make(features, tokens, device=torch.device(device)), make(features, tokens)
+    for step, batch in enumerate(batches.steps(0, 12)):
+        expected = plain.batch(step)
+        assert decode(batch.encoded).device.type == device
+        for ours, theirs in zip(batch.tensors(), expected.tensors(), strict=True):
+            assert ours.device.type == device
+            assert torch.equal(ours.cpu(), theirs)
+
+
+def captions_of(batch, first=0):
+    """(image of the batch, its token ids) of each text, and which of them are matched; images counted from `first`."""
+    rows = zip(batch.image_rows + first, batch.input_ids, batch.attention_mask, strict=True)
+    texts = [(int(image), ids[mask.bool()].tolist()) for image, ids, mask in rows]
+    return texts, [texts[m] for m in batch.matched]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_processes_share_the_batch_of_one(features, tokens, world_size):
+    options = {"batch_size": 6, "captions_per_image": 0, "matched_captions": 1, "shuffle_window": 7}
+    one = make(features, tokens, **options)
+    ranks = [make(features, tokens, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    for step in range(5):
+        whole, parts = one.batch(step), [batches.batch(step) for batches in ranks]
+        assert torch.equal(torch.cat([part.encoded["tokens"] for part in parts]), whole.encoded["tokens"])
+        ours = [captions_of(part, rank * 6 // world_size) for rank, part in enumerate(parts)]
+        assert tuple(list(chain(*some)) for some in zip(*ours, strict=True)) == captions_of(whole)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(features, tokens):
+    with pytest.raises(TrainingError, match=r"5 images cannot be shared evenly by 2 processes; use a --batch-size"):
+        make(features, tokens, world_size=2)
 
 
 def test_too_few_images_are_refused(features, tokens):

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from qf.pipeline.errors import ArtifactError
 from qf.trainer.tokens import Tokens
 from tokenizers import Tokenizer
@@ -42,3 +43,13 @@ def test_what_is_no_bert_tokenizer_is_refused(tmp_path):
     (tmp_path / "t.json").write_text("{")
     with pytest.raises(ArtifactError, match="cannot be read as a tokenizer"):
         Tokens.load(tmp_path / "t.json")
+
+
+def test_padding(tokens):
+    ids = [[1, 7, 2], [], [1, 2], [1, 5, 6, 2]]
+    input_ids, mask = tokens.pad(ids)
+    pad = tokens.pad_token_id
+    assert input_ids.tolist() == [[1, 7, 2, pad], [pad] * 4, [1, 2, pad, pad], [1, 5, 6, 2]]
+    assert mask.tolist() == [[1, 1, 1, 0], [0] * 4, [1, 1, 0, 0], [1] * 4]
+    assert input_ids.dtype == mask.dtype == torch.int64
+    assert [t.shape for t in tokens.pad([])] == [(0, 1), (0, 1)]

@@ -77,8 +77,10 @@ def test_a_run_learns_and_leaves_its_files(trained):
     assert manifest["best"]["text_to_image_R@1"] > 2 * 100 / 12
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
-    fields = "step epoch loss loss_itc loss_itm loss_itg lr grad_norm pairs_per_second seconds"
+    fields = "step epoch loss loss_itc loss_itm loss_itg lr grad_norm pairs_per_second wait_share seconds"
     assert set(fields.split()) <= set(steps[-1])
+    assert all(0 <= step["wait_share"] <= 1 for step in steps)
+    assert 0 <= manifest["wait_share"] <= 1
     assert steps[-1]["loss_itc"] < 0.8 * steps[0]["loss_itc"]
     assert steps[-1]["loss_itg"] < 0.7 * next(step["loss_itg"] for step in steps if "loss_itg" in step)
     assert {"step", "split", "text_to_image_R@1", "image_to_text_R@10"} <= set(next(x for x in lines if "split" in x))
@@ -168,7 +170,9 @@ def test_whatever_is_trained_goes_on_to_the_bit(pictures, clip_folder, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         train(features, tmp_path / "broken", config, CPU, report=interrupt)
     assert len(list((tmp_path / "broken" / "checkpoints").glob("step-*"))) == 1
-    train(features, tmp_path / "broken", config, CPU)
+    said = []
+    train(features, tmp_path / "broken", config, CPU, cache_on_device=True, say=said.append)  # changes no bit
+    assert "into host memory" in said[0]
     whole, broken = (load_file(tmp_path / name / "model.safetensors") for name in ("calm", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
