@@ -351,6 +351,45 @@ def search(
         print(f"contact sheet: {sheet}")
 
 
+@app.command()
+def explain(
+    image: Annotated[str, typer.Argument(help="A picture: a file, or a key of the features.")],
+    caption: Annotated[str, typer.Argument(help="What it may show, in words.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The drawing, a PNG; explain.png in the workspace unless given.")
+    ] = None,
+    run: RunName = None,
+    workspace: Workspace = HERE,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw which patches the queries look at, which query answers a text, and what speaks for a match."""
+    from .pipeline.device import resolve_device, resolve_precision
+    from .pipeline.features import Features
+    from .retrieval.explain import explain
+    from .retrieval.heatmaps import draw_explanation
+    from .retrieval.pictures import cached_picture, encode_picture
+    from .retrieval.runs import check_features, open_run
+
+    on = resolve_device(device)
+    opened = open_run(run_folder(workspace, run), on, resolve_precision(precision, on))
+    if Path(image).is_file():
+        with Display(quiet) as display:
+            display.say(f"encoding {image}")
+            picture = encode_picture(Path(image), opened.manifest["encoder"], on)
+    else:
+        features = Features(workspace / "features")
+        check_features(opened, features)
+        picture = cached_picture(features, image)
+    explanation = explain(opened, picture, caption)
+    out = out or workspace / "explain.png"
+    draw_explanation(explanation, out)
+    summary = {**explanation.summary(), "run": str(opened.folder), "out": str(out)}
+    print_json(summary) if as_json else say_explain(summary)
+
+
 @app.command("eval")
 def evaluate(
     split: Annotated[str, typer.Option(help="The split to measure on.")] = "test",
@@ -504,6 +543,15 @@ def say_index(s: dict[str, Any]) -> None:
         f"index     {s['images']:,} images as {s['vectors']:,} vectors, {s['texts']:,} texts; {size(s['bytes'])} at "
         f"{s['index']}  ({duration(s['seconds'])})"
     )
+
+
+def say_explain(s: dict[str, Any]) -> None:
+    print(f"scores    ITC {s['itc']:.3f}, ITM {s['itm']:.3f} (probability {s['itm_probability']:.1%})")
+    first, *others = s["queries"]
+    answers = f"query {first['query']} answers, {first['score']:.3f}"
+    behind = ", ".join(f"query {other['query']} {other['score']:.3f}" for other in others[:3])
+    print(f"queries   {answers}" + (f"; behind it {behind}" if others else ""))
+    print(f"drawing   {s['out']}")
 
 
 def say_eval(s: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from qf import cli
 
-from conftest import make_pictures  # isort: skip
+from conftest import draw, make_pictures  # isort: skip
 
 
 @pytest.fixture
@@ -113,6 +113,14 @@ def test_a_trained_workspace(qf, workspace):
     code, out, _ = qf("search", "a red bar", "-w", workspace, "--sheet", "hits.png")
     assert code == 0
     assert "contact sheet: hits.png" in out
+    code, out, _ = qf("explain", "red-bar-0.png", "a red bar", "-w", workspace, "--json", "--run", "stage1")
+    explained = json.loads(out)
+    assert code == 0
+    assert {"itc", "itm", "itm_probability", "query", "queries", "grid", "run", "out"} < set(explained)
+    assert (workspace / "explain.png").is_file()
+    draw("red", "bar").save("photo.png")
+    assert "drawing   why.png" in qf("explain", "photo.png", "a red bar", "-w", workspace, "--out", "why.png")[1]
+    fails(qf("explain", "nothing", "a red bar", "-w", workspace), "neither a file nor a key")
     code, out, _ = qf("eval", "--split", "val", "-w", workspace, "--rerank", 4, "--json")
     result = json.loads(out)
     assert (result["split"], result["images"], result["texts"]) == ("val", 12, 24)

@@ -58,7 +58,20 @@ ORDER = {
         "curves",
         "train",
     ],
-    "retrieval": ["runs", "index", "search", "build", "evaluate", "ask", "sheet", "verify", "demo"],
+    "retrieval": [
+        "runs",
+        "pictures",
+        "index",
+        "search",
+        "build",
+        "evaluate",
+        "ask",
+        "sheet",
+        "explain",
+        "heatmaps",
+        "verify",
+        "demo",
+    ],
 }
 
 
