@@ -149,14 +149,14 @@ class Look:
 def watched(model: QFormer) -> Iterator[list[Look]]:
     """The cross-attentions that the model computes within the block, in order."""
     looks: list[Look] = []
-    entered: list[Tensor] = []
+    entered: list[tuple[Tensor, Tensor, Tensor]] = []  # query, key, value
 
     def attends(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         _, query, (key, value), _ = arguments
-        entered[:] = (tensor.detach().float() for tensor in (query, key, value))
+        entered.append((query.detach().float(), key.detach().float(), value.detach().float()))
 
     def has_attended(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        looks.append(Look(*entered, context=arguments[0]))
+        looks.append(Look(*entered.pop(), arguments[0]))
 
     handles = []
     for layer in model.qformer.encoder.layers():

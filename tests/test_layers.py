@@ -56,6 +56,7 @@ ORDER = {
         "checkpoints",
         "weights",
         "curves",
+        "log",
         "train",
     ],
     "retrieval": [

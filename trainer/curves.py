@@ -22,13 +22,16 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
     ):
         _plot(left, losses, name, label)
     left.set(title="training losses", xlabel="step", ylabel="loss", ylim=(0, None))
-    left.legend()
+    if losses:
+        left.legend()
     for name, label in (
         ("text_to_image_R@1", "text to image"),
         ("image_to_text_R@1", "image to text"),
         ("reranked_text_to_image_R@1", "text to image, matched"),
     ):
         _plot(right, checks, name, label, marker="o", markersize=3)
+    if best := [line["step"] for line in checks if line.get("best")]:
+        right.axvline(best[-1], color="black", alpha=0.4, linestyle=":", label="weights that are kept")
     right.set(title="validation R@1", xlabel="step", ylabel="%", ylim=(0, None))
     if checks:
         right.legend()

@@ -6,7 +6,6 @@ last checkpoint, to the bit on a CPU: batches are a function of the step, and ch
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from .checkpoints import BEST, load_checkpoint, load_info, save_checkpoint, save
 from .config import PRESETS, QFormerConfig, TrainConfig
 from .curves import draw_curves
 from .embed import Embedder, rerank, similarity_matrix
+from .log import TENSORBOARD, Log, Report, summary_writer
 from .metrics import mean_recall_at_1, recalls, retrieval
 from .objectives import LOSSES, stage1_losses
 from .qformer import QFormer
@@ -45,7 +45,6 @@ from .tokens import Tokens
 from .weights import bert_sizes, load_bert, load_qformer, load_tensors
 
 MATCHED_TEXTS, MATCHED_AT = 250, 16  # of validation: how many texts are matched, with how many images each
-Report = Callable[[dict[str, Any], int], None]  # a line of metrics.jsonl, steps in all
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -200,8 +199,11 @@ def train(
     device: torch.device,
     overwrite: bool = False,
     report: Report = lambda line, total: None,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Train a Q-Former into the run `folder` and return a summary (fields of contract 2). An unfinished run goes on.
+
+    `tensorboard` writes the scalars of metrics.jsonl for TensorBoard, too; like `report` it is no part of what the run is.
 
     ArtifactError if the folder holds a run made otherwise; TrainingError if the features are too few or a loss is not finite."""
     dtype = resolve_precision(config.precision, device)
@@ -210,18 +212,28 @@ def train(
     chosen_losses(config)
     if config.preset not in PRESETS:
         raise TrainingError(f"--preset {config.preset}: use {', '.join(PRESETS)}")
+    if config.patience and not len(features.rows("val")):
+        raise TrainingError(
+            f"--patience {config.patience}: {features.folder} has no images in the split val to judge by"
+        )
+    writer = summary_writer() if tensorboard else None
     settings = json.loads(json.dumps({"train": asdict(config), "features": features.identity, "precision": str(dtype)}))
     with locked(folder):
         if _finished(folder, settings, overwrite):
             return _summary(folder, read_manifest(folder, "run"))
         write_json(folder / "config.json", settings)
-        return _train(features, folder, config, device, dtype, report)
+        return _train(features, folder, config, device, dtype, report, writer)
 
 
 def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether the run is there already. Clears it for --overwrite; ArtifactError if it is another one."""
     if overwrite:
-        for path in [folder / MANIFEST, *folder.glob("*.*"), *folder.glob("checkpoints/*")]:
+        for path in [
+            folder / MANIFEST,
+            *folder.glob("*.*"),
+            *folder.glob("checkpoints/*"),
+            *folder.glob(f"{TENSORBOARD}/*"),
+        ]:
             if path.name != LOCK:
                 path.unlink(missing_ok=True)
     elif (folder / "config.json").is_file():
@@ -234,7 +246,13 @@ def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _train(
-    features: Features, folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype, report: Report
+    features: Features,
+    folder: Path,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report,
+    writer: type | None,
 ) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     rows = features.rows("train")
@@ -258,17 +276,20 @@ def _train(
     tokens.save(folder / "tokenizer.json")
 
     checkpoints = folder / "checkpoints"
-    start, seconds, best, pairs = 0, 0.0, -1.0, 0
+    start, seconds, best, stale, pairs = 0, 0.0, -1.0, 0, 0  # stale: validations since the best
     if saved := steps(checkpoints):
         info = load_checkpoint(saved[-1], model, optimizer, device)
-        start, seconds, best, pairs = info["step"], info["seconds"], info["best"], info["pairs"]
+        start, seconds, best, stale, pairs = (info[name] for name in ("step", "seconds", "best", "stale", "pairs"))
 
     began = time.perf_counter() - seconds
     names = chosen_losses(config)
-    sums, counts = torch.zeros(len(names), device=device), [0] * len(names)  # since the last line of the log
-    last, last_pairs = time.perf_counter(), pairs
-    with _Log(folder / "metrics.jsonl", start, total, report) as log:
+    # of the losses and, last, of the gradient's norm, since the last line of the log
+    sums, counts = torch.zeros(len(names) + 1, device=device), [0] * len(names)
+    last, last_pairs, done = time.perf_counter(), pairs, start
+    with Log(folder, start, seconds, total, report, writer) as log:
         for step, batch in enumerate(batches.steps(start, total), start=start):
+            if out_of_patience(stale, config):
+                break
             # ---- one step --------------------------------------------------------------------------------------------
             lr = learning_rate(step, total, config)
             for group in optimizer.param_groups:
@@ -295,17 +316,32 @@ def _train(
                 if name in active:
                     sums[number] += losses[name].detach()
                     counts[number] += 1
+            sums[-1] += grad_norm
             pairs += len(batch.input_ids)
             # ------------------------------------------------------------------------------------------------------------
             done = step + 1
 
-            if done % config.log_every == 0 or done == total:  # once in a while: say where we are
-                means = {n: s / c for n, s, c in zip(names, sums.tolist(), counts, strict=True) if c}
-                if not math.isfinite(sum(means.values())):
-                    raise TrainingError(
-                        f"the loss is no longer a number at step {done}; lower --lr (now {config.lr:g}) "
-                        "or use --precision float32"
-                    )
+            validate_now = len(validation.rows) > 0 and (done % validate_every == 0 or done == total)
+            log_now, save_now = done % config.log_every == 0, done % config.checkpoint_every == 0
+
+            if validate_now or log_now or save_now or done == total:  # once in a while: are these still numbers?
+                refuse_divergence(done, config, names, sums, model)
+
+            if validate_now:  # once in a while: how good are we?
+                paused = time.perf_counter()
+                metrics = validate(embedder, features, validation, "loss_itm" in active)
+                better = active == names and mean_recall_at_1(metrics) > best
+                if better:
+                    best, stale = mean_recall_at_1(metrics), 0
+                    checkpoints.mkdir(exist_ok=True)
+                    save_tensors(checkpoints / BEST, model.state_dict(), {"step": done, **metrics})
+                elif active == names:
+                    stale += 1
+                last += time.perf_counter() - paused  # the rate is that of training alone
+
+            ends = done == total or out_of_patience(stale, config)
+            if log_now or ends:  # once in a while: say where we are
+                means = {n: s / c for n, s, c in zip(names, sums.tolist(), counts, strict=False) if c}
                 now = time.perf_counter()
                 log.write(
                     {
@@ -322,22 +358,34 @@ def _train(
                 sums.zero_()
                 counts = [0] * len(names)
                 last, last_pairs = now, pairs
+            if validate_now:
+                log.write({"step": done, "split": "val", **metrics, "best": better})
 
-            if len(validation.rows) and (
-                done % validate_every == 0 or done == total
-            ):  # once in a while: how good are we?
-                metrics = validate(embedder, features, validation, "loss_itm" in active)
-                log.write({"step": done, "split": "val", **metrics})
-                if active == names and mean_recall_at_1(metrics) > best:
-                    best = mean_recall_at_1(metrics)
-                    checkpoints.mkdir(exist_ok=True)
-                    save_tensors(checkpoints / BEST, model.state_dict(), {"step": done, **metrics})
-
-            if done % config.checkpoint_every == 0 or done == total:  # once in a while: a place to come back to
-                info = {"step": done, "seconds": time.perf_counter() - began, "best": best, "pairs": pairs}
+            if save_now or ends:  # once in a while: a place to come back to
+                seconds = time.perf_counter() - began
+                info = {"step": done, "seconds": seconds, "best": best, "stale": stale, "pairs": pairs}
                 save_checkpoint(checkpoints, model, optimizer, info, config.keep)
 
-    return _finish(folder, model, features, config, total, batches.steps_per_epoch, pairs, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return _finish(folder, model, features, config, done, total, batches.steps_per_epoch, pairs, seconds)
+
+
+def out_of_patience(stale: int, config: TrainConfig) -> bool:
+    """Whether training stops after `stale` validations without a better mean R@1."""
+    return 0 < config.patience <= stale
+
+
+def refuse_divergence(step: int, config: TrainConfig, names: list[str], sums: Tensor, model: QFormer) -> None:
+    """TrainingError if a loss or gradient since the last line of the log (`sums`), or a weight now, is no number. Waits for
+    the device."""
+    weights = torch.nn.utils.get_total_norm(p.detach() for p in model.parameters())
+    fine = torch.cat([sums, weights[None]]).isfinite().tolist()
+    wrong = [what for what, well in zip([*names, "the gradient", "a weight"], fine, strict=True) if not well]
+    if wrong:
+        raise TrainingError(
+            f"training diverged: {wrong[0]} is no longer a number at step {step}; start again with --overwrite and a lower "
+            f"--lr (now {config.lr:g}) or --precision float32, if `qf verify` finds the features sound"
+        )
 
 
 def _finish(
@@ -345,6 +393,7 @@ def _finish(
     model: QFormer,
     features: Features,
     config: TrainConfig,
+    done: int,
     total: int,
     steps_per_epoch: int,
     pairs: int,
@@ -373,8 +422,10 @@ def _finish(
             "features": {"path": str(features.folder.resolve()), "identity": features.identity},
             "sha256": files[0]["sha256"],
             "files": files,
-            "steps": total,
-            "epochs": round(total / steps_per_epoch, 3),
+            "steps": done,
+            "planned_steps": total,
+            "stopped": f"validation R@1 got no better, --patience {config.patience}" if done < total else None,
+            "epochs": round(done / steps_per_epoch, 3),
             "pairs_per_second": round(pairs / seconds, 1),
             "seconds": round(seconds, 2),
             "loss": next(line["loss"] for line in reversed(lines) if "loss" in line),
@@ -385,28 +436,5 @@ def _finish(
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    names = ("steps", "epochs", "pairs_per_second", "seconds", "loss", "best")
+    names = ("steps", "planned_steps", "stopped", "epochs", "pairs_per_second", "seconds", "loss", "best")
     return {**{name: manifest[name] for name in names}, "run": str(folder)}
-
-
-class _Log:
-    """metrics.jsonl, and the caller's report. Lines from after the checkpoint that a run goes on from are taken away."""
-
-    def __init__(self, path: Path, start: int, total: int, report: Report) -> None:
-        old = path.read_text().splitlines() if start and path.is_file() else []
-        kept = [line for line in old if json.loads(line)["step"] <= start]
-        with atomic_file(path) as file:
-            file.writelines(line.encode() + b"\n" for line in kept)
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
-        self.total, self.report = total, report
-
-    def write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        self.report(line, self.total)
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
