@@ -669,14 +669,21 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         if self.live is not None:
+            self._settle()
             self.live.stop()
+
+    def _settle(self) -> None:
+        if isinstance(self.shown, TrainingPanel):
+            self.shown.over = True
 
     def say(self, text: str) -> None:
         """Something new begins: what was live stays as it is, above."""
         if self.live is not None:
             if self.shown is not None:
-                self.live.console.print(self.shown)
-                self.shown = None
+                self._settle()
+                settled, self.shown = self.shown, None
+                self.live.refresh()  # or it would be drawn once more, below
+                self.live.console.print(settled)
             self.live.console.print(text, highlight=False)
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
@@ -721,7 +728,7 @@ class TrainingPanel:
     """A run while it trains, drawn anew several times a second: its clocks go on between the lines of the log."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.pace = total, Pace()
+        self.total, self.pace, self.over = total, Pace(), False
         self.step: dict[str, Any] = {}  # the last line of each kind
         self.validation: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
@@ -746,11 +753,12 @@ class TrainingPanel:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        step, since = self.step, time.monotonic() - self.pace.reports[-1][0]
+        step = self.step
         left = self.pace.left(self.total)
         if left is None:  # so far by the average since the run began
             left = step["seconds"] / step["step"] * (self.total - step["step"])
-        since = since if left else 0.0
+        left = 0.0 if self.over else left
+        since = time.monotonic() - self.pace.reports[-1][0] if left else 0.0
         remaining = f", about {clock(left - since)} left" if left > since else ""
         rows = {
             "step": f"{step['step']:,} of {self.total:,}, epoch {step['epoch']:.2f}",

@@ -166,6 +166,7 @@ def test_training_is_shown_live_on_a_terminal(monkeypatch):
             CHECK | {"step": 1500, "text_to_image_R@1": 7.5, "best": False},
         ):
             display.training(line, 2000)
+            display.live.refresh()
         display.say("indexing")
     screen = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", sys.stderr.getvalue())
     panel = screen[screen.rindex("╭") : screen.rindex("╯") + 1].replace("\r", "").splitlines()
@@ -178,6 +179,8 @@ def test_training_is_shown_live_on_a_terminal(monkeypatch):
         "0.00041, gradient norm 1.23",
     ):
         assert any(words in line for line in panel), words
+    assert not any(" left" in line for line in panel)  # it stopped early
+    assert "1:06:40 so far, about 1:06:" in screen
     rows = [line.strip("│ ").split() for line in panel]
     assert ["last", "1,500", "7.5", "100.0"] in rows
     assert ["best", "1,000", "41.2", "100.0"] in rows
