@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +21,8 @@ from .pipeline.errors import QfError
 from .trainer.config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
     from rich.progress import Progress
 
     from .pipeline.extract import Status
@@ -268,6 +271,9 @@ def train(
     validate_every: Annotated[
         int, typer.Option(min=0, help="Steps between validations; 0: once an epoch.")
     ] = DEFAULTS.validate_every,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Stop after this many validations without a better R@1; 0: never.")
+    ] = DEFAULTS.patience,
     checkpoint_every: Annotated[
         int, typer.Option(min=1, help="Steps between checkpoints.")
     ] = DEFAULTS.checkpoint_every,
@@ -281,6 +287,9 @@ def train(
         int, typer.Option(min=1, help="Processes on this machine, one a GPU; or start them with torchrun.")
     ] = 1,
     index: Annotated[bool, typer.Option("--index/--no-index", help="Build the index from the trained model.")] = True,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard as well, into the run's folder.")
+    ] = False,
     workspace: Workspace = HERE,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -314,6 +323,7 @@ def train(
             processes,
             cache_on_device=cache_on_device,
             say=display.say,
+            tensorboard=tensorboard,
         )
         processes.leave()
         if not processes.first:
@@ -412,6 +422,45 @@ def search(
         print(f"{answer.rank:3d}  {scores}  {answer.image}  {answer.captions[0] if answer.captions else ''}")
     if sheet is not None:
         print(f"contact sheet: {sheet}")
+
+
+@app.command()
+def explain(
+    image: Annotated[str, typer.Argument(help="A picture: a file, or a key of the features.")],
+    caption: Annotated[str, typer.Argument(help="What it may show, in words.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The drawing, a PNG; explain.png in the workspace unless given.")
+    ] = None,
+    run: RunName = None,
+    workspace: Workspace = HERE,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw which patches the queries look at, which query answers a text, and what speaks for a match."""
+    from .pipeline.device import resolve_device, resolve_precision
+    from .pipeline.features import Features
+    from .retrieval.explain import explain
+    from .retrieval.heatmaps import draw_explanation
+    from .retrieval.pictures import cached_picture, encode_picture
+    from .retrieval.runs import check_features, open_run
+
+    on = resolve_device(device)
+    opened = open_run(run_folder(workspace, run), on, resolve_precision(precision, on))
+    if Path(image).is_file():
+        with Display(quiet) as display:
+            display.say(f"encoding {image}")
+            picture = encode_picture(Path(image), opened.manifest["encoder"], on)
+    else:
+        features = Features(workspace / "features")
+        check_features(opened, features)
+        picture = cached_picture(features, image)
+    explanation = explain(opened, picture, caption)
+    out = out or workspace / "explain.png"
+    draw_explanation(explanation, out)
+    summary = {**explanation.summary(), "run": str(opened.folder), "out": str(out)}
+    print_json(summary) if as_json else say_explain(summary)
 
 
 @app.command("eval")
@@ -583,9 +632,8 @@ def say_verify(s: dict[str, Any]) -> None:
 def say_train(s: dict[str, Any]) -> None:
     best = s["best"]
     checked = f"; best validation R@1 {best['text_to_image_R@1']:.1f} % text to image" if best else ""
-    trained = (
-        f"{s['steps']:,} steps, loss {s['loss']:.3f}{checked}" if s["steps"] else "no steps, the weights as they came"
-    )
+    steps = f"{s['steps']:,} steps" + (f" of {s['planned_steps']:,} ({s['stopped']})" if s["stopped"] else "")
+    trained = f"{steps}, loss {s['loss']:.3f}{checked}" if s["steps"] else "no steps, the weights as they came"
     print(f"run       {s['run']}: {trained}  ({duration(s['seconds'])})")
 
 
@@ -599,6 +647,15 @@ def say_index(s: dict[str, Any]) -> None:
         f"index     {s['images']:,} images as {s['vectors']:,} vectors, {s['texts']:,} texts; {size(s['bytes'])} at "
         f"{s['index']}  ({duration(s['seconds'])})"
     )
+
+
+def say_explain(s: dict[str, Any]) -> None:
+    print(f"scores    ITC {s['itc']:.3f}, ITM {s['itm']:.3f} (probability {s['itm_probability']:.1%})")
+    first, *others = s["queries"]
+    answers = f"query {first['query']} answers, {first['score']:.3f}"
+    behind = ", ".join(f"query {other['query']} {other['score']:.3f}" for other in others[:3])
+    print(f"queries   {answers}" + (f"; behind it {behind}" if others else ""))
+    print(f"drawing   {s['out']}")
 
 
 def say_eval(s: dict[str, Any]) -> None:
@@ -641,6 +698,8 @@ def say_info(name: str, manifest: dict[str, Any]) -> None:
         print(
             f"  trained   {manifest['epochs']:g} epochs, {manifest['steps']:,} steps, {duration(manifest['seconds'])}"
         )
+        if manifest["stopped"]:
+            print(f"  stopped   of {manifest['planned_steps']:,} steps planned: {manifest['stopped']}")
         if manifest["steps"]:
             print(f"  losses    {manifest['train']['losses']}, {manifest['loss']:.3f} at the end")
         print(f"  features  {manifest['features']['path']} ({manifest['encoder']['id']})")
@@ -653,72 +712,172 @@ def say_info(name: str, manifest: dict[str, Any]) -> None:
         print(f"  from      {manifest['run']['path']} and {manifest['features']['path']}; {size(manifest['bytes'])}")
 
 
+RECALLS = {
+    "text_to_image_R@1": "text to image",
+    "image_to_text_R@1": "image to text",
+    "reranked_text_to_image_R@1": "matched",
+}
+
+
+def losses_of(line: dict[str, Any]) -> str:
+    return "  ".join(f"{name.removeprefix('loss_')} {line[name]:.3f}" for name in line if name.startswith("loss_"))
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Pace:
+    """How fast something goes, by its last reports."""
+
+    def __init__(self) -> None:
+        self.reports: deque[tuple[float, int]] = deque(maxlen=20)  # when, how much was done
+
+    def left(self, total: int) -> float | None:
+        """Seconds until `total` is done, from the last report on."""
+        (first, begun), (last, done) = self.reports[0], self.reports[-1]
+        return (last - first) * (total - done) / (done - begun) if done > begun else None
+
+
 class Display:
-    """Progress on stderr: a Rich bar on a terminal, plain lines elsewhere, nothing when quiet."""
+    """Progress on stderr: live on a terminal, plain lines elsewhere, nothing when quiet."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.progress: Progress | None = None
+        self.live: Live | None = None
+        self.shown: Progress | TrainingPanel | None = None  # what is live
         self.said = 0.0
-        self.began: dict[str, tuple[float, int]] = {}  # by what is done: since when, and how much there was
+        self.paces: dict[str, Pace] = {}  # by what is done
 
     def __enter__(self) -> "Display":
         if not self.quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.console import Console, Group
+            from rich.live import Live
 
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self.progress.start()
+            console = Console(stderr=True)
+            self.live = Live(get_renderable=lambda: self.shown or Group(), console=console, redirect_stdout=False)
+            self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+        if self.live is not None:
+            self._settle()
+            self.live.stop()
+
+    def _settle(self) -> None:
+        if isinstance(self.shown, TrainingPanel):
+            self.shown.over = True
 
     def say(self, text: str) -> None:
-        if self.progress is not None:
-            self.progress.console.print(text, highlight=False)
+        """Something new begins: what was live stays as it is, above."""
+        if self.live is not None:
+            if self.shown is not None:
+                self._settle()
+                settled, self.shown = self.shown, None
+                self.live.refresh()  # or it would be drawn once more, below
+                self.live.console.print(settled)
+            self.live.console.print(text, highlight=False)
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def _step(self, what: str, done: int, total: int, note: str) -> None:
-        if self.progress is not None:
-            task = next((t.id for t in self.progress.tasks if t.description == what), None)
-            if task is None:
-                task = self.progress.add_task(what, total=total, note="")
-            self.progress.update(task, completed=done, note=note)
-        elif not self.quiet and (time.monotonic() - self.said > 10 or done == total):
+    def _line(self, what: str, done: int, total: int, note: str) -> None:
+        """A plain line, ten seconds after the last one at the earliest."""
+        pace = self.paces.setdefault(what, Pace())
+        pace.reports.append((time.monotonic(), done))
+        if not self.quiet and (time.monotonic() - self.said > 10 or done == total):
             self.said = time.monotonic()
-            began, first = self.began.setdefault(what, (self.said, done))
-            left = (self.said - began) * (total - done) / (done - first) if first < done < total else 0
+            left = pace.left(total)
             note += f", {duration(left)} left" if left else ""
             print(f"{what} {done:,}/{total:,}  {note}", file=sys.stderr, flush=True)
 
     def extracting(self, status: "Status") -> None:
         note = f"{status.images_per_second:.0f} images/s, encoder waited {status.waited:.0%}"
-        self._step("extract", status.done, status.total, note)
+        if self.live is None:
+            self._line("extract", status.done, status.total, note)
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if not isinstance(self.shown, Progress):
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+            self.shown = Progress(TextColumn("{task.description}"), *columns, console=self.live.console)
+            self.shown.add_task("extract", total=status.total, note="")
+        self.shown.update(self.shown.task_ids[0], completed=status.done, note=note)
 
     def training(self, line: dict[str, Any], total: int) -> None:
+        if self.live is not None:
+            if not isinstance(self.shown, TrainingPanel):
+                self.shown = TrainingPanel(total)
+            self.shown.add(line)
+        elif "split" in line:
+            recalls = [f"{line[name]:.1f} {label}" for name, label in RECALLS.items() if name in line]
+            best = " (the best so far)" if line["best"] else ""
+            self.say(f"step {line['step']:,}: validation R@1 {', '.join(recalls)}{best}")
+        else:
+            self._line("train", line["step"], total, f"{losses_of(line)}  {line['pairs_per_second']:.0f} pairs/s")
+
+
+class TrainingPanel:
+    """A run while it trains, drawn anew several times a second: its clocks go on between the lines of the log."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.pace, self.over = total, Pace(), False
+        self.step: dict[str, Any] = {}  # the last line of each kind
+        self.validation: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}
+
+    def add(self, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl."""
         if "split" in line:
-            self.say(
-                f"step {line['step']:,}: validation R@1 {line['text_to_image_R@1']:.1f} text to image, "
-                f"{line['image_to_text_R@1']:.1f} image to text"
-                + (
-                    f", {line['reranked_text_to_image_R@1']:.1f} matched"
-                    if "reranked_text_to_image_R@1" in line
-                    else ""
-                )
-            )
-            return
-        losses = " ".join(f"{name.removeprefix('loss_')} {line[name]:.3f}" for name in line if name.startswith("loss_"))
-        self._step("train", line["step"], total, f"{losses}  {line['pairs_per_second']:.0f} pairs/s")
+            self.validation = line
+            self.best = line if line["best"] else self.best
+        else:
+            self.step = line
+            self.pace.reports.append((time.monotonic(), line["step"]))
+
+    def __rich__(self) -> "RenderableType":
+        from rich.console import Group
+        from rich.panel import Panel
+
+        parts = [*([self._progress()] if self.step else []), *([self._recalls()] if self.validation else [])]
+        return Panel(Group(*parts), title="training", title_align="left", border_style="dim", width=80)
+
+    def _progress(self) -> "RenderableType":
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        step = self.step
+        left = self.pace.left(self.total)
+        if left is None:  # so far by the average since the run began
+            left = step["seconds"] / step["step"] * (self.total - step["step"])
+        left = 0.0 if self.over else left
+        since = time.monotonic() - self.pace.reports[-1][0] if left else 0.0
+        remaining = f", about {clock(left - since)} left" if left > since else ""
+        rows = {
+            "step": f"{step['step']:,} of {self.total:,}, epoch {step['epoch']:.2f}",
+            "time": f"{clock(step['seconds'] + since)} so far{remaining}; {step['pairs_per_second']:,.0f} pairs/s",
+            "loss": f"{step['loss']:.3f}    {losses_of(step)}",
+            "lr": f"{step['lr']:.2g}, gradient norm {step['grad_norm']:.3g}",
+        }
+        table = Table.grid(padding=(0, 2))
+        table.add_row("", ProgressBar(self.total, step["step"], width=70))
+        for name, text in rows.items():
+            table.add_row(f"[dim]{name}", text)
+        return table
+
+    def _recalls(self) -> "RenderableType":
+        from rich.table import Table
+
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for title in ("R@1", "step", *RECALLS.values()):
+            table.add_column(title, justify="right" if title != "R@1" else "left", header_style="dim")
+        for name, line in {"last": self.validation, "best": self.best}.items():
+            if line:
+                values = (f"{line[recall]:.1f}" if recall in line else "" for recall in RECALLS)
+                table.add_row(f"[dim]{name}", f"{line['step']:,}", *values)
+        return table
 
 
 # ---- the way out -----------------------------------------------------------------------------------------------------

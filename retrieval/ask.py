@@ -8,12 +8,11 @@ import numpy as np
 import torch
 
 from ..pipeline.device import resolve_precision
-from ..pipeline.encoders import load_encoder
 from ..pipeline.errors import EncoderError, QfError
 from ..pipeline.features import Features
-from ..pipeline.images import UnreadableImage, load_image
 from ..pipeline.text_tower import TextTower
 from .index import Index, check_origin, make_index, open_index
+from .pictures import encode_picture
 from .runs import Run, open_run
 from .search import Hits, best_distinct, nearest_images, reorder
 
@@ -99,21 +98,11 @@ class Searcher:
 
     def _query(self, file: Path) -> np.ndarray:
         """The picture's vectors (Q, E), or (1, P) in the encoder's own space."""
-        try:
-            image = load_image(file)
-        except UnreadableImage as error:
-            raise QfError(f"--image {file}: {error}") from error
-        identity = self.features.encoder
-        encoder = load_encoder(identity["id"], self.device, torch.float32, identity["layer"])
-        if encoder.identity["sha256"] != identity["sha256"]:
-            raise EncoderError(
-                f"encoder {identity['id']} is no longer the one that made {self.features.folder}; extract again"
-            )
-        tokens, pooled = encoder.encode(encoder.preprocessing(image)[None])
+        picture = encode_picture(file, self.features.encoder, self.device)
         if self.run is None:
-            assert pooled is not None
-            return pooled.cpu().numpy()
-        return self.run.embedder.image(tokens)[0].cpu().numpy()
+            assert picture.pooled is not None
+            return picture.pooled.cpu().numpy()
+        return self.run.embedder.image(picture.tokens)[0].cpu().numpy()
 
     def _answers(
         self, hits: Hits, k: int, itc: np.ndarray | None = None, itm: np.ndarray | None = None

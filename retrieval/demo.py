@@ -15,7 +15,8 @@ from ..pipeline.encoders import load_encoder
 from ..pipeline.extract import ExtractOptions, Progress, extract
 from ..pipeline.features import Features
 from ..trainer.config import TrainConfig
-from ..trainer.train import Report, train
+from ..trainer.log import Report
+from ..trainer.train import train
 from .ask import Searcher
 from .build import build_index
 from .evaluate import evaluate_retrieval

@@ -1,6 +1,8 @@
 """The commands as a user meets them: what they print, where, and how they fail."""
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import sys
 import pytest
 from qf import cli
 
-from conftest import make_pictures  # isort: skip
+from conftest import draw, make_pictures  # isort: skip
 
 
 @pytest.fixture
@@ -113,6 +115,14 @@ def test_a_trained_workspace(qf, workspace):
     code, out, _ = qf("search", "a red bar", "-w", workspace, "--sheet", "hits.png")
     assert code == 0
     assert "contact sheet: hits.png" in out
+    code, out, _ = qf("explain", "red-bar-0.png", "a red bar", "-w", workspace, "--json", "--run", "stage1")
+    explained = json.loads(out)
+    assert code == 0
+    assert {"itc", "itm", "itm_probability", "query", "queries", "grid", "run", "out"} < set(explained)
+    assert (workspace / "explain.png").is_file()
+    draw("red", "bar").save("photo.png")
+    assert "drawing   why.png" in qf("explain", "photo.png", "a red bar", "-w", workspace, "--out", "why.png")[1]
+    fails(qf("explain", "nothing", "a red bar", "-w", workspace), "neither a file nor a key")
     code, out, _ = qf("eval", "--split", "val", "-w", workspace, "--rerank", 4, "--json")
     result = json.loads(out)
     assert (result["split"], result["images"], result["texts"]) == ("val", 12, 24)
@@ -142,6 +152,85 @@ def test_a_run_is_exported(qf, workspace, tmp_path):
     untrained = ("train", "--name", "same", "--init", "q.safetensors", "--epochs", 0, "--no-index", "-w", workspace)
     assert "no steps, the weights as they came" in qf(*untrained)[1]
     assert "0 steps" in qf("info", workspace / "runs" / "same")[1]
+
+
+STEP = {
+    "step": 1000, "epoch": 3.25, "loss": 12.345, "loss_itc": 4.5, "loss_itm": 0.645, "loss_itg": 7.2, "lr": 4.123e-4,
+    "grad_norm": 1.2345, "pairs_per_second": 12345.6, "seconds": 4000.0, "new": "field",
+}  # fmt: skip
+CHECK = {"step": 1000, "split": "val", "text_to_image_R@1": 41.25, "image_to_text_R@1": 100.0, "best": True}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_training_is_shown_live_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with cli.Display(False) as display:
+        display.say("training")
+        for line in (
+            STEP,
+            CHECK,
+            STEP | {"step": 1500},
+            CHECK | {"step": 1500, "text_to_image_R@1": 7.5, "best": False},
+        ):
+            display.training(line, 2000)
+            display.live.refresh()
+        display.say("indexing")
+    screen = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", sys.stderr.getvalue())
+    panel = screen[screen.rindex("╭") : screen.rindex("╯") + 1].replace("\r", "").splitlines()
+    assert {len(line) for line in panel} == {80}
+    for words in (
+        "1,500 of 2,000, epoch 3.25",
+        "1:06:40 so far",
+        "12,346 pairs/s",
+        "12.345    itc 4.500  itm 0.645  itg 7.200",
+        "0.00041, gradient norm 1.23",
+    ):
+        assert any(words in line for line in panel), words
+    assert not any(" left" in line for line in panel)  # it stopped early
+    assert "1:06:40 so far, about 1:06:" in screen
+    rows = [line.strip("│ ").split() for line in panel]
+    assert ["last", "1,500", "7.5", "100.0"] in rows
+    assert ["best", "1,000", "41.2", "100.0"] in rows
+    assert screen.rstrip().endswith("indexing")  # below what is now settled
+
+
+def test_training_is_told_in_plain_lines_elsewhere(capsys):
+    with cli.Display(False) as display:
+        display.training(STEP, 2000)
+        display.training(CHECK, 2000)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "train 1,000/2,000  itc 4.500  itm 0.645  itg 7.200  12346 pairs/s"
+    assert second == "step 1,000: validation R@1 41.2 text to image, 100.0 image to text (the best so far)"
+    with cli.Display(True) as display:
+        display.training(STEP, 2000)
+        display.training(CHECK, 2000)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_follows_the_pace(monkeypatch):
+    now = iter([0.0, 10.0, 30.0])
+    pace = cli.Pace()
+    for done in (0, 10, 20):
+        pace.reports.append((next(now), done))
+    assert pace.left(100) == pytest.approx(80 * 30 / 20)
+    assert [cli.clock(seconds) for seconds in (0, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
+
+
+def test_a_run_that_stops_early_says_so(qf, workspace, bert_folder):
+    options = ("--init", bert_folder, "--lr", 0, "--dropout", 0, "--contrast-first", 0, "--batch-size", 4, "--no-index")
+    train = ("train", "-w", workspace, "--name", "short", *options, "--patience", 1, "--epochs", 9, "--tensorboard")
+    summary = json.loads(qf(*train, "--json")[1])
+    assert summary["steps"] < summary["planned_steps"]
+    assert list((workspace / "runs" / "short" / "tensorboard").iterdir())
+    told = f"{summary['steps']} steps of {summary['planned_steps']} (validation R@1 got no better, --patience 1)"
+    assert told in qf(*train[:-1])[1]  # neither TensorBoard nor the display is part of what the run is
+    assert f"stopped   of {summary['planned_steps']} steps planned" in qf("info", workspace / "runs" / "short")[1]
 
 
 def test_an_interrupt_is_130(trained):

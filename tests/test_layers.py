@@ -63,9 +63,23 @@ ORDER = {
         "initial",
         "export",
         "curves",
+        "log",
         "train",
     ],
-    "retrieval": ["runs", "index", "search", "build", "evaluate", "ask", "sheet", "verify", "demo"],
+    "retrieval": [
+        "runs",
+        "pictures",
+        "index",
+        "search",
+        "build",
+        "evaluate",
+        "ask",
+        "sheet",
+        "explain",
+        "heatmaps",
+        "verify",
+        "demo",
+    ],
 }
 
 

@@ -52,15 +52,15 @@ class Cache:
 
 
 def cached(
-    features: Features, rows: np.ndarray, device: torch.device, world_size: int, say: Callable[[str], None]
+    features: Features, rows: np.ndarray, device: torch.device, processes: int, say: Callable[[str], None]
 ) -> Cache | None:
-    """The features of `rows` on the device if they fit, else in host memory, where each of `world_size` processes keeps its
+    """The features of `rows` on the device if they fit, else in host memory, where each of `processes` keeps its
     own; None if they fit in neither. `say` is told which it is."""
     images = len(rows) * (1 + features.views)
     needed = images * sum(dtype.itemsize * prod(shape) for dtype, shape in features.columns.values())
     full: list[str] = []
     for place in dict.fromkeys((device, CPU)):
-        name, copies = ("host memory", world_size) if place.type == "cpu" else (f"the memory of {place}", 1)
+        name, copies = ("host memory", processes) if place.type == "cpu" else (f"the memory of {place}", 1)
         free = free_memory(place)
         if needed * copies <= SHARE * free:
             where = f"{name}; {size(free)} are free there"

@@ -68,6 +68,7 @@ class TrainConfig:
     num_query_tokens: int | None = None  # the preset's unless given
     log_every: int = 20  # steps
     validate_every: int = 0  # steps; 0: once an epoch
+    patience: int = 0  # validations with all losses and no better mean R@1, after which training stops; 0: never
     checkpoint_every: int = 500  # steps
     keep: int = 2  # checkpoints to go back to
     max_val_images: int = 1000

@@ -32,6 +32,8 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
         ("reranked_text_to_image_R@1", "text to image, matched"),
     ):
         _plot(right, checks, name, label, marker="o", markersize=3)
+    if best := [line["step"] for line in checks if line.get("best")]:
+        right.axvline(best[-1], color="black", alpha=0.4, linestyle=":", label="weights that are kept")
     right.set(title="validation R@1", xlabel="step", ylabel="%", ylim=(0, None))
     if checks:
         right.legend()

@@ -66,9 +66,13 @@ class Processes:
             dist.broadcast(tensor, 0)
         return tensor
 
+    def number(self, value: int, device: torch.device) -> int:
+        """The first process's number, for all. Waits for it."""
+        return int(self.from_first(torch.tensor(value, device=device))) if self.count > 1 else value
+
     def agree(self, answer: bool, device: torch.device) -> bool:
         """The first process's answer, for all. Waits for it."""
-        return bool(self.from_first(torch.tensor(answer, dtype=torch.uint8, device=device)))
+        return bool(self.number(int(answer), device))
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over the processes."""

@@ -1,14 +1,15 @@
 """Stage 1 on cached features: set up, then a page of straight code.
 
 A run folder holds config.json from the start and manifest.json from the end; in between, the same command goes on from the
-last checkpoint, to the bit on a CPU: batches are a function of the step, and checkpoints hold the random state."""
+last checkpoint, to the bit on a CPU: batches are a function of the step, and all that is random is, too."""
 
 import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from ..pipeline.artifacts import (
 from ..pipeline.device import resolve_precision
 from ..pipeline.errors import ArtifactError, TrainingError
 from ..pipeline.features import Features
-from .batches import Batches
+from .batches import Batches, Source
 from .cache import cached
 from .checkpoints import BEST, load_checkpoint, load_info, save_checkpoint, save_tensors, steps
 from .config import PRESETS, TrainConfig
 from .curves import draw_curves
 from .embed import Embedder, rerank, similarity_matrix
 from .initial import make_model
+from .log import TENSORBOARD, Log, Report, summary_writer
 from .metrics import mean_recall_at_1, recalls, retrieval
 from .objectives import LOSSES
 from .processes import ALONE, Processes
@@ -47,7 +49,6 @@ from .step import Moment, Stage1, backward
 from .weights import load_tensors
 
 MATCHED_TEXTS, MATCHED_AT = 250, 16  # of validation: how many texts are matched, with how many images each
-Report = Callable[[dict[str, Any], int], None]  # a line of metrics.jsonl, steps in all
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -139,12 +140,19 @@ def train(
     overwrite: bool = False,
     report: Report = lambda line, total: None,
     processes: Processes = ALONE,
+    *,
+    cache_on_device: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Train a Q-Former into the run `folder` and return a summary (fields of contract 2). An unfinished run goes on.
 
-    All `processes` call it; the first one writes and reports.
+    All `processes` call it; the first one writes and reports. What follows is no part of what the run is: `cache_on_device`
+    keeps the features in memory, which changes nothing but the speed, and `say` is told where; `tensorboard` writes the
+    scalars of metrics.jsonl for TensorBoard, too.
+
     ArtifactError if the folder holds a run made otherwise; TrainingError if the features are too few, the batch cannot be
-    split over the processes, or a loss is not finite."""
+    split over the processes, or training diverges."""
     dtype = resolve_precision(config.precision, device)
     if dtype == torch.float16:
         raise TrainingError("--precision float16 cannot train (its gradients underflow); use bfloat16 or float32")
@@ -157,20 +165,32 @@ def train(
             f"--batch-size {config.batch_size} must be a multiple of the number of processes, {processes.count}, "
             f"and --contrastive-batch {contrasted} a multiple of --batch-size"
         )
+    if config.patience and not len(features.rows("val")):
+        raise TrainingError(
+            f"--patience {config.patience}: {features.folder} has no images in the split val to judge by"
+        )
+    writer = summary_writer() if tensorboard and processes.first else None
     settings = json.loads(json.dumps({"train": asdict(config), "features": features.identity, "precision": str(dtype)}))
     with locked(folder) if processes.first else nullcontext():
         finished = processes.first and _finished(folder, settings, overwrite)
-        if processes.agree(finished, device):
-            return _summary(folder, read_manifest(folder, "run"))
-        if processes.first:
-            write_json(folder / "config.json", settings)
-        return _train(features, folder, config, device, dtype, report, processes)
+        if not processes.agree(finished, device):
+            if processes.first:
+                write_json(folder / "config.json", settings)
+            cache = partial(cached, processes=processes.count, say=say) if cache_on_device else None
+            _train(features, folder, config, device, dtype, processes, cache, partial(Log, report=report, writer=writer))
+        processes.agree(True, device)  # the others wait for the manifest
+        return _summary(folder, read_manifest(folder, "run"))
 
 
 def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     """Whether the run is there already. Clears it for --overwrite; ArtifactError if it is another one."""
     if overwrite:
-        for path in [folder / MANIFEST, *folder.glob("*.*"), *folder.glob("checkpoints/*")]:
+        for path in [
+            folder / MANIFEST,
+            *folder.glob("*.*"),
+            *folder.glob("checkpoints/*"),
+            *folder.glob(f"{TENSORBOARD}/*"),
+        ]:
             if path.name != LOCK:
                 path.unlink(missing_ok=True)
     elif (folder / "config.json").is_file():
@@ -188,144 +208,188 @@ def _train(
     config: TrainConfig,
     device: torch.device,
     dtype: torch.dtype,
-    report: Report,
     processes: Processes,
-) -> dict[str, Any]:
+    cache: Callable[..., Source | None] | None,
+    open_log: Callable[..., Log],
+) -> None:
     torch.manual_seed(config.seed)
     rows = features.rows("train")
     model, tokens = make_model(config, features, [c for row in rows for c in features.captions[row]])
-    tokens.save(folder / "tokenizer.json")
+    if processes.first:
+        tokens.save(folder / "tokenizer.json")
     if config.epochs == 0:  # the weights as they came
-        with _Log(folder / "metrics.jsonl", 0, 0, report):
-            return _finish(folder, model, features, config, total=0, epochs=0.0, pairs=0, seconds=0.0)
+        if processes.first:
+            with open_log(folder, 0, 0.0, 0):
+                _finish(folder, model, features, config)
+        return
     model = model.to(device)
+    model.gradient_checkpointing = config.gradient_checkpointing
     optimizer = make_optimizer(model, config)
     batches = Batches(
         features,
         rows,
         tokens,
         batch_size=config.contrastive_batch or config.batch_size,
-        part_size=config.batch_size // processes.count,
-        rank=processes.rank,
-        processes=processes.count,
         captions_per_image=config.captions_per_image,
         matched_captions=config.matched_captions,
         max_text_length=config.max_text_length,
         seed=config.seed,
         shuffle_window=config.shuffle_window,
+        part_size=config.batch_size // processes.count,
+        rank=processes.rank,
+        world_size=processes.count,
         device=device,
-        source=cached(features, rows, device, 1, say) if cache_on_device else None,
+        source=cache(features, rows, device) if cache else None,
     )
     embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
     validation = Validation.of(features, "val", config.max_val_images)
     steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
     total = max(1, round(config.epochs * steps_per_epoch))
     validate_every = config.validate_every or steps_per_epoch
-    if processes.first:
-        tokens.save(folder / "tokenizer.json")
-
-    checkpoints = folder / "checkpoints"
-    start, seconds, best, pairs, waited = 0, 0.0, -1.0, 0, 0.0
-    if saved := steps(checkpoints):
-        info = load_checkpoint(saved[-1], model, optimizer, device)
-        start, seconds, best, pairs = info["step"], info["seconds"], info["best"], info["pairs"]
-        waited = info["waited"]
-
     names = chosen_losses(config)
     stage: nn.Module = Stage1(model, processes, dtype, config.token_dropout, config.seed)
     stage = processes.wrap(stage, all_used=names == list(LOSSES) and not contrast_steps(total, config))
-    source = batches.steps(start * config.accumulate, total * config.accumulate)
+
+    checkpoints = folder / "checkpoints"
+    so_far = Progress()
+    if saved := steps(checkpoints):
+        so_far = Progress(**load_checkpoint(saved[-1], model, optimizer, device))
+    start, began = so_far.step, time.perf_counter() - so_far.seconds
     means = _Means(names, device)
-    began = time.perf_counter() - seconds
-    last, last_pairs = time.perf_counter(), pairs
-    with _Log(folder / "metrics.jsonl", start, total, report) if processes.first else nullcontext() as log:
+    last, last_pairs, last_waited = time.perf_counter(), so_far.pairs, so_far.waited
+    source = closing(batches.steps(start * config.accumulate, total * config.accumulate))
+    logged = open_log(folder, start, so_far.seconds, total) if processes.first else nullcontext()
+    with source as feed, logged as log:
         for step in range(start, total):
+            if out_of_patience(so_far.stale, config):
+                break
             # ---- one step --------------------------------------------------------------------------------------------
             lr = learning_rate(step, total, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             model.train()
             active = losses_at(step, total, config)
-            for part in range(config.accumulate):
-                batch = next(source).to(device)
-                moment = Moment(step * config.accumulate + part, active, hardness(step, total, config))
-                shares = backward(stage, batch, moment, 1 / config.accumulate, part == config.accumulate - 1)
-                means.add(shares, 1 / config.accumulate)
-                pairs += len(batch.input_ids)
+            for number in range(step * config.accumulate, (step + 1) * config.accumulate):
+                asked = time.perf_counter()
+                batch = next(feed)
+                so_far.waited += time.perf_counter() - asked
+                moment = Moment(number, active, hardness(step, total, config))
+                final = number + 1 == (step + 1) * config.accumulate
+                means.add(backward(stage, batch, moment, 1 / config.accumulate, final), 1 / config.accumulate)
+                so_far.pairs += len(batch.input_ids)
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            means.gradient += grad_norm
             optimizer.step()
             optimizer.zero_grad()
             # ------------------------------------------------------------------------------------------------------------
-            done = step + 1
+            done = so_far.step = step + 1
+            validate_now = len(validation.rows) > 0 and (done % validate_every == 0 or done == total)
+            log_now, save_now = done % config.log_every == 0, done % config.checkpoint_every == 0
 
-            if done % config.log_every == 0 or done == total:  # once in a while: say where we are
+            if validate_now or log_now or save_now or done == total:  # once in a while: are these still numbers?
+                refuse_divergence(done, config, names, means.sums(), model)
+
+            if validate_now:  # once in a while: how good are we?
+                paused = time.perf_counter()
+                if processes.first:
+                    metrics = validate(embedder, features, validation, "loss_itm" in active)
+                    better = active == names and mean_recall_at_1(metrics) > so_far.best
+                    if better:
+                        so_far.best, so_far.stale = mean_recall_at_1(metrics), 0
+                        checkpoints.mkdir(exist_ok=True)
+                        save_tensors(checkpoints / BEST, model.state_dict(), {"step": done, **metrics})
+                    elif active == names:
+                        so_far.stale += 1
+                so_far.stale = processes.number(so_far.stale, device)
+                last += time.perf_counter() - paused  # the rate is that of training alone
+
+            ends = done == total or out_of_patience(so_far.stale, config)
+            if log_now or ends:  # once in a while: say where we are
                 losses = means.take(processes)
-                if not math.isfinite(sum(losses.values())):
-                    raise TrainingError(
-                        f"the loss is no longer a number at step {done}; lower --lr (now {config.lr:g}) "
-                        "or use --precision float32"
-                    )
                 now = time.perf_counter()
+                line = {
+                    "step": done,
+                    "epoch": round(done / steps_per_epoch, 3),
+                    "loss": round(sum(losses.values()), 5),
+                    **{name: round(value, 5) for name, value in losses.items()},
+                    "lr": lr,
+                    "grad_norm": round(grad_norm.item(), 4),
+                    "pairs_per_second": round((so_far.pairs - last_pairs) / (now - last), 1),
+                    "wait_share": round((so_far.waited - last_waited) / (now - last), 4),
+                    "seconds": round(now - began, 2),
+                }
                 if log:
-                    log.write(
-                        {
-                            "step": done,
-                            "epoch": round(done / steps_per_epoch, 3),
-                            "loss": round(sum(losses.values()), 5),
-                            **{name: round(value, 5) for name, value in losses.items()},
-                            "lr": lr,
-                            "grad_norm": round(grad_norm.item(), 4),
-                            "pairs_per_second": round((pairs - last_pairs) / (now - last), 1),
-                            "seconds": round(now - began, 2),
-                        }
-                    )
-                last, last_pairs = now, pairs
-            if not log:
-                continue
+                    log.write(line)
+                last, last_pairs, last_waited = now, so_far.pairs, so_far.waited
+            if validate_now and log:
+                log.write({"step": done, "split": "val", **metrics, "best": better})
 
-            if len(validation.rows) and (
-                done % validate_every == 0 or done == total
-            ):  # once in a while: how good are we?
-                metrics = validate(embedder, features, validation, "loss_itm" in active)
-                log.write({"step": done, "split": "val", **metrics})
-                if active == names and mean_recall_at_1(metrics) > best:
-                    best = mean_recall_at_1(metrics)
-                    checkpoints.mkdir(exist_ok=True)
-                    save_tensors(checkpoints / BEST, model.state_dict(), {"step": done, **metrics})
-
-            if done % config.checkpoint_every == 0 or done == total:  # once in a while: a place to come back to
-                info = {"step": done, "seconds": time.perf_counter() - began, "best": best, "pairs": pairs}
-                info["waited"] = waited
-                save_checkpoint(checkpoints, model, optimizer, info, config.keep)
+            so_far.seconds = time.perf_counter() - began
+            if (save_now or ends) and processes.first:  # once in a while: a place to come back to
+                save_checkpoint(checkpoints, model, optimizer, asdict(so_far), config.keep)
 
     if processes.first:
-        _finish(folder, model, features, config, total, steps_per_epoch, pairs, time.perf_counter() - began)
-    processes.agree(True, device)  # the others wait for the manifest
-    return _summary(folder, read_manifest(folder, "run"))
+        _finish(folder, model, features, config, so_far, total, steps_per_epoch)
+
+
+@dataclass
+class Progress:
+    """How far training is; saved in checkpoints."""
+
+    step: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0  # of the seconds, for data
+    pairs: int = 0
+    best: float = -1.0  # mean R@1
+    stale: int = 0  # validations since the best
 
 
 class _Means:
-    """The losses since the last line of the log, summed on the device."""
+    """The losses since the last line of the log, summed on the device, and the norms of the gradient."""
 
     def __init__(self, names: list[str], device: torch.device) -> None:
         self.names, self.device = names, device
         self._begin()
 
     def _begin(self) -> None:
-        self.sums = {name: torch.zeros((), device=self.device) for name in self.names}
+        self.losses = {name: torch.zeros((), device=self.device) for name in self.names}
         self.weights = dict.fromkeys(self.names, 0.0)
+        self.gradient = torch.zeros((), device=self.device)
 
     def add(self, shares: dict[str, Tensor], weight: float) -> None:
+        """This process's share of the losses of a batch that counts `weight`."""
         for name, share in shares.items():
-            self.sums[name] += weight * share
+            self.losses[name] += weight * share
             self.weights[name] += weight
+
+    def sums(self) -> Tensor:
+        """(losses + 1,): this process's share of each loss, and the gradient's norm."""
+        return torch.stack([*self.losses.values(), self.gradient])
 
     def take(self, processes: Processes) -> dict[str, float]:
         """The mean of each loss that there was; begins anew. Waits for the device."""
-        sums = dict(zip(self.names, processes.total(torch.stack([*self.sums.values()])).tolist(), strict=True))
+        sums = dict(zip(self.names, processes.total(self.sums()).tolist(), strict=False))
         means = {name: sums[name] / weight for name, weight in self.weights.items() if weight}
         self._begin()
         return means
+
+
+def out_of_patience(stale: int, config: TrainConfig) -> bool:
+    """Whether training stops after `stale` validations without a better mean R@1."""
+    return 0 < config.patience <= stale
+
+
+def refuse_divergence(step: int, config: TrainConfig, names: list[str], sums: Tensor, model: QFormer) -> None:
+    """TrainingError if a loss or gradient since the last line of the log (`sums`), or a weight now, is no number. Waits for
+    the device."""
+    weights = torch.nn.utils.get_total_norm(p.detach() for p in model.parameters())
+    fine = torch.cat([sums, weights[None]]).isfinite().tolist()
+    wrong = [what for what, well in zip([*names, "the gradient", "a weight"], fine, strict=True) if not well]
+    if wrong:
+        raise TrainingError(
+            f"training diverged: {wrong[0]} is no longer a number at step {step}; start again with --overwrite and a lower "
+            f"--lr (now {config.lr:g}) or --precision float32, if `qf verify` finds the features sound"
+        )
 
 
 def _finish(
@@ -333,12 +397,12 @@ def _finish(
     model: QFormer,
     features: Features,
     config: TrainConfig,
-    total: int,
-    epochs: float,
-    pairs: int,
-    seconds: float,
+    progress: Progress | None = None,
+    total: int = 0,
+    steps_per_epoch: int = 1,
 ) -> None:
     """The best weights become the run's, the curves are drawn, the manifest is written."""
+    progress = progress or Progress()
     best: dict[str, Any] = {}
     if (folder / "checkpoints" / BEST).is_file():
         best = load_info(folder / "checkpoints" / BEST)
@@ -361,10 +425,13 @@ def _finish(
             "features": {"path": str(features.folder.resolve()), "identity": features.identity},
             "sha256": files[0]["sha256"],
             "files": files,
-            "steps": total,
-            "epochs": epochs,
-            "pairs_per_second": round(pairs / seconds, 1) if seconds else 0.0,
-            "seconds": round(seconds, 2),
+            "steps": progress.step,
+            "planned_steps": total,
+            "stopped": f"validation R@1 got no better, --patience {config.patience}" if progress.step < total else None,
+            "epochs": round(progress.step / steps_per_epoch, 3),
+            "pairs_per_second": round(progress.pairs / max(progress.seconds, 1e-9), 1),
+            "seconds": round(progress.seconds, 2),
+            "wait_share": round(progress.waited / max(progress.seconds, 1e-9), 4),
             "loss": next((line["loss"] for line in reversed(lines) if "loss" in line), None),
             "best": best,
         },
@@ -374,26 +441,3 @@ def _finish(
 def _summary(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     names = ("steps", "epochs", "pairs_per_second", "seconds", "wait_share", "loss", "best")
     return {**{name: manifest[name] for name in names}, "run": str(folder)}
-
-
-class _Log:
-    """metrics.jsonl, and the caller's report. Lines from after the checkpoint that a run goes on from are taken away."""
-
-    def __init__(self, path: Path, start: int, total: int, report: Report) -> None:
-        old = path.read_text().splitlines() if start and path.is_file() else []
-        kept = [line for line in old if json.loads(line)["step"] <= start]
-        with atomic_file(path) as file:
-            file.writelines(line.encode() + b"\n" for line in kept)
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
-        self.total, self.report = total, report
-
-    def write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        self.report(line, self.total)
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from qf.pipeline.errors import ArtifactError, TrainingError
 from qf.trainer.config import TrainConfig
+from qf.trainer.curves import draw_curves
 from qf.trainer.step import drop_tokens
-from qf.trainer.train import hardness, learning_rate, losses_at, train
+from qf.trainer.train import hardness, learning_rate, losses_at, refuse_divergence, train
 from safetensors.torch import load_file
 
 from conftest import make_pictures, run_extract  # isort: skip
@@ -184,7 +185,10 @@ def test_whatever_is_trained_goes_on_to_the_bit(pictures, clip_folder, tmp_path,
         ({"preset": "huge"}, "--preset huge: use tiny, small, base"),
         ({"precision": "float16"}, "float16 cannot train"),
         ({"contrastive_batch": 6}, "--contrastive-batch 6 a multiple of --batch-size"),
-        ({"lr": 1e6, "warmup_steps": 0}, "the loss is no longer a number"),
+        (
+            {"lr": 1e6, "warmup_steps": 0},
+            r"training diverged: .* is no longer a number at step \d+; .*a lower --lr \(now 1e\+06\)",
+        ),
     ],
 )
 def test_what_cannot_work_is_said(features, tmp_path, change, message):
@@ -206,6 +210,171 @@ def test_the_best_weights_are_of_all_losses(features, tmp_path):
     assert 0 < len(joined) < len([line for line in lines if "loss_itc" in line])
     assert summary["best"]["step"] >= min(joined)
     assert "reranked_text_to_image_R@1" in summary["best"]
+
+
+def log_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def interrupted_at(at):
+    """A report that ends training like Ctrl-C at the validation of a step."""
+
+    def report(line, total):
+        if "split" in line and line["step"] >= at:
+            raise KeyboardInterrupt
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def small(bert_folder):
+    """A model so small that its checkpoints take no time."""
+    return replace(SMALL, init=str(bert_folder), epochs=8)
+
+
+@pytest.fixture(scope="module")
+def still(small):
+    """It validates more than once an epoch, and learns nothing: the first validation with all losses is the best."""
+    frozen = {"lr": 0.0, "min_lr": 0.0, "dropout": 0.0}
+    return replace(small, **frozen, contrast_first=0.5, validate_every=2, checkpoint_every=3)
+
+
+def test_training_stops_when_validation_gets_no_better(features, still, tmp_path):
+    summary = train(features, tmp_path / "run", replace(still, patience=2), CPU)
+    checks = [line for line in log_of(tmp_path / "run") if "split" in line]
+    first = next(line["step"] for line in checks if line["best"])  # before it the contrast was alone, which counts not
+    assert first > 12 == summary["planned_steps"] // 2
+    assert (summary["steps"], summary["stopped"]) == (first + 4, "validation R@1 got no better, --patience 2")
+    assert [line["step"] for line in checks if line["step"] > first] == [first + 2, first + 4]
+    assert summary["best"]["step"] == first
+    assert summary["epochs"] == pytest.approx(summary["steps"] / 3, abs=1e-3)
+    assert max(line["step"] for line in log_of(tmp_path / "run") if "loss" in line) == summary["steps"]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert {name: manifest[name] for name in ("steps", "planned_steps", "stopped")} == {
+        name: summary[name] for name in ("steps", "planned_steps", "stopped")
+    }
+    whole = train(features, tmp_path / "whole", still, CPU)
+    assert (whole["steps"], whole["stopped"]) == (24, None)
+
+
+def test_patience_goes_on_where_it_was(features, still, tmp_path):
+    """The count of validations without a better one survives an interrupt, also one after the last of them."""
+    config = replace(still, patience=3)
+    calm = train(features, tmp_path / "calm", config, CPU)
+    for at in (calm["steps"] - 2, calm["steps"]):
+        with pytest.raises(KeyboardInterrupt):
+            train(features, tmp_path / "broken", config, CPU, report=interrupted_at(at))
+    broken = train(features, tmp_path / "broken", config, CPU)
+    different = ("run", "seconds", "pairs_per_second")
+    assert {k: v for k, v in broken.items() if k not in different} == {
+        k: v for k, v in calm.items() if k not in different
+    }
+    checks = [[line for line in log_of(tmp_path / name) if "split" in line] for name in ("calm", "broken")]
+    assert checks[0] == checks[1]
+
+
+def test_patience_needs_something_to_judge_by(features, tmp_path, monkeypatch):
+    rows = features.rows
+    monkeypatch.setattr(features, "rows", lambda split=None: rows("test" if split == "val" else split))
+    with pytest.raises(TrainingError, match="--patience 1: .* has no images in the split val"):
+        train(features, tmp_path / "run", replace(SMALL, patience=1), CPU)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoint_every": 2},
+        {"validate_every": 2},
+        {},  # at the end
+    ],
+)
+def test_nothing_that_diverged_is_saved(features, small, tmp_path, change):
+    """Between the lines of the log, too: before checkpoints, before the best weights, and at the end."""
+    rare = {"epochs": 2, "log_every": 100, "checkpoint_every": 100, "validate_every": 100}
+    config = replace(small, **(rare | {"lr": 1e30, "warmup_steps": 0, "contrast_first": 0.0} | change))
+    with pytest.raises(TrainingError, match="is no longer a number"):
+        train(features, tmp_path / "run", config, CPU)
+    assert not [*tmp_path.rglob("*.safetensors"), *tmp_path.rglob("manifest.json")]
+
+
+def test_a_feature_that_is_no_number_is_noticed(features, tmp_path, monkeypatch):
+    whole = features.encoded
+
+    def planted(rows, views=None):
+        encoded = whole(rows, views)
+        encoded["tokens"][rows == features.rows("train")[5]] = float("nan")
+        return encoded
+
+    monkeypatch.setattr(features, "encoded", planted)
+    with pytest.raises(TrainingError, match="loss_itc is no longer a number .* `qf verify` finds the features sound"):
+        train(features, tmp_path / "run", replace(SMALL, epochs=1), CPU)
+
+
+def test_a_gradient_or_a_weight_that_is_no_number_is_noticed():
+    model = torch.nn.Linear(2, 2)
+    names = ["loss_itc"]
+    refuse_divergence(7, SMALL, names, torch.tensor([1.0, 2.0]), model)
+    for sums, what in (([math.inf, 1.0], "loss_itc"), ([1.0, math.nan], "the gradient")):
+        with pytest.raises(TrainingError, match=f"{what} is no longer a number at step 7"):
+            refuse_divergence(7, SMALL, names, torch.tensor(sums), model)
+    model.bias.data[1] = math.nan
+    with pytest.raises(TrainingError, match="a weight is no longer a number"):
+        refuse_divergence(7, SMALL, names, torch.tensor([1.0, 2.0]), model)
+
+
+def test_tensorboard_holds_what_the_log_holds(features, small, tmp_path):
+    """Of an interrupted run, which goes on without it, and then with it: every point once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = replace(small, epochs=4, validate_every=3, contrast_first=0)
+    for at, tensorboard in ((6, True), (9, False)):  # both after a checkpoint, and a line after that
+        with pytest.raises(KeyboardInterrupt):
+            train(features, tmp_path / "run", config, CPU, report=interrupted_at(at), tensorboard=tensorboard)
+    train(features, tmp_path / "run", config, CPU, tensorboard=True)
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    expected: dict[str, list] = {}
+    for line in log_of(tmp_path / "run"):
+        for name, value in line.items():
+            if name not in ("step", "split", "best"):
+                expected.setdefault(f"{line.get('split', 'train')}/{name}", []).append((line["step"], value))
+    assert {"train/loss_itg", "train/grad_norm", "val/text_to_image_R@1"} < set(expected)
+    assert sorted(board.Tags()["scalars"]) == sorted(expected)
+    for tag, points in expected.items():
+        found = board.Scalars(tag)
+        assert [event.step for event in found] == [step for step, _ in points]
+        assert [event.value for event in found] == pytest.approx([value for _, value in points])
+        assert all(a.wall_time <= b.wall_time for a, b in zip(found, found[1:], strict=False))
+    train(features, tmp_path / "run", replace(config, epochs=1), CPU, overwrite=True)
+    assert not list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_tensorboard_that_is_not_installed_is_said(features, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(TrainingError, match=r"pip install 'qf\[tensorboard\]'"):
+        train(features, tmp_path / "run", SMALL, CPU, tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_tells_its_best_validation(features, still, tmp_path):
+    config = replace(still, contrast_first=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(features, tmp_path / "run", config, CPU, report=interrupted_at(8))
+    told = []
+    train(features, tmp_path / "run", config, CPU, report=lambda line, total: told.append(line))
+    assert [line["step"] for line in told[:4]] == [2, 4, 6, 8]  # the best, and those since; 8 is validated again
+    assert [line["best"] for line in told[:3]] == [True, False, False]
+
+
+def test_the_curves_are_drawn_of_any_lines(tmp_path):
+    """Fields that come later do not matter, nor that there is no validation or no loss yet."""
+    step = {"step": 1, "loss": 2.0, "loss_itc": 2.0, "wait_share": 0.1, "new": "field"}
+    check = {"step": 1, "split": "val", "text_to_image_R@1": 3.0, "image_to_text_R@1": 4.0}
+    for lines in ([], [step], [check], [step, check | {"best": True}, check | {"best": False}]):
+        with open(tmp_path / "loss.png", "wb") as file:
+            draw_curves(lines, file)
+        with Image.open(tmp_path / "loss.png") as curves:
+            assert curves.size[0] > 500
 
 
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

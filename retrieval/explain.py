@@ -1,0 +1,180 @@
+"""Why a text fits a picture or not: which patches the queries look at, which query answers, what matching goes by.
+
+Letters as in qformer.py. Two kinds of map over the patches, both from the cross-attention A (H, Q, T) of a layer:
+where a query looks is A itself, the mean over heads and over the layers that have it; what speaks for a match is Grad-CAM
+on attention, as ALBEF draws it (Selvaraju et al. 2017, arXiv:1610.02391; Li et al. 2021, arXiv:2107.07651): A times the
+positive part of its gradient, here of the log-odds of a match, summed over layers, the mean over heads and queries."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..pipeline.device import autocast
+from ..pipeline.errors import EncoderError, QfError
+from ..trainer.qformer import QFormer
+from .pictures import Picture
+from .runs import Run
+
+# tokens before the patches: none; class; class and distillation; registers; class and registers
+LEADING_TOKENS = (0, 1, 2, 4, 5)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the patches are: `rows` x `columns` squares of `side` pixels from the upper left corner on, after `first` other
+    tokens. What is left at the right and below, less than a patch, the encoder does not see."""
+
+    first: int
+    rows: int
+    columns: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A picture and a text, seen by a run."""
+
+    picture: str
+    caption: str
+    pixels: np.ndarray  # (3, height, width) uint8, as the encoder sees it
+    grid: Grid
+    scores: np.ndarray  # (Q,) dot product of each query with the text; the greatest is the contrastive score (ITC)
+    attention: (
+        np.ndarray
+    )  # (Q, rows, columns) share of each query's attention; the rest is on the tokens before the patches
+    match: float  # the matching logit (ITM), what `qf search --rerank` adds to the contrastive score
+    probability: float  # of a match
+    evidence: np.ndarray  # (rows, columns) what speaks for a match, in its own unit
+
+    @property
+    def query(self) -> int:
+        """The query that answers."""
+        return int(self.scores.argmax())
+
+    def summary(self) -> dict[str, Any]:
+        """What `qf explain --json` prints, queries by their score."""
+        elsewhere = 1 - self.attention.sum((1, 2))
+        return {
+            "image": self.picture,
+            "caption": self.caption,
+            "itc": round(float(self.scores.max()), 6),
+            "itm": round(self.match, 6),
+            "itm_probability": round(self.probability, 6),
+            "query": self.query,
+            "queries": [
+                {
+                    "query": int(n),
+                    "score": round(float(self.scores[n]), 6),
+                    "off_patches": round(float(elsewhere[n]), 6),
+                }
+                for n in np.argsort(-self.scores, kind="stable")
+            ],
+            "grid": [self.grid.rows, self.grid.columns],
+        }
+
+
+def patch_grid(encoder: dict[str, Any]) -> Grid:
+    """The patches of an encoder, from its identity. EncoderError if its tokens are no grid.
+
+    A side of p pixels makes height // p x width // p patches, of vision transformers and of feature maps alike."""
+    tokens, height, width = encoder["tokens"], encoder["preprocessing"]["height"], encoder["preprocessing"]["width"]
+    for first in LEADING_TOKENS:
+        for side in range(min(height, width), 0, -1):
+            rows, columns = height // side, width // side
+            if rows * columns == tokens - first:
+                return Grid(first, rows, columns, side)
+    raise EncoderError(
+        f"the {tokens} tokens of encoder {encoder['id']} are no grid of patches over {height}x{width} pixels; "
+        "qf explain can only draw encoders whose tokens are"
+    )
+
+
+def explain(run: Run, picture: Picture, caption: str) -> Explanation:
+    """How `run` sees a picture that its encoder has encoded, and a text. QfError if the text is empty."""
+    if not caption.strip():
+        raise QfError('the caption is empty; say what the picture may show: qf explain photo.jpg "a dog on a beach"')
+    grid = patch_grid(run.manifest["encoder"])
+    embedder, model = run.embedder, run.embedder.model
+    tokens = embedder.tokens
+    input_ids, mask = (t.to(embedder.device) for t in tokens.pad(tokens.ids([caption], embedder.max_text_length)))
+    image_embeds = picture.tokens.to(embedder.device).clone()  # an encoder's own cannot be part of a graph
+    model.eval()
+    with autocast(embedder.device, embedder.dtype):
+        with watched(model) as looks:
+            image = model.encode_image(image_embeds)
+        text = model.encode_text(input_ids, mask)
+        with watched(model) as matching:
+            logits = model.match(image, torch.zeros_like(input_ids[:, 0]), input_ids, mask)[0]
+    attention = torch.stack([look.probabilities[0].mean(0) for look in looks]).mean(0)  # (Q, T)
+    evidence = grad_cam(logits[1] - logits[0], matching)
+
+    def patches(of_tokens: Tensor) -> np.ndarray:
+        """(…, T) -> (…, rows, columns)."""
+        return of_tokens[..., grid.first :].unflatten(-1, (grid.rows, grid.columns)).cpu().numpy()
+
+    return Explanation(
+        picture.name,
+        caption,
+        picture.pixels,
+        grid,
+        scores=(image.features[0] @ text.features[0]).detach().cpu().numpy(),
+        attention=patches(attention),
+        match=logits[1].item(),
+        probability=logits.softmax(0)[1].item(),
+        evidence=patches(evidence),
+    )
+
+
+@dataclass(frozen=True)
+class Look:
+    """One cross-attention at work, on a single image."""
+
+    query: Tensor  # (1, H, Q, D / H)
+    key: Tensor  # (1, H, T, D / H)
+    value: Tensor  # V (1, H, T, D / H)
+    context: Tensor  # A V, heads side by side (1, Q, D): part of the graph, as the others are not
+
+    @property
+    def probabilities(self) -> Tensor:
+        """A (1, H, Q, T), computed anew: the fused kernels that the model uses never hold it."""
+        return (self.query @ self.key.transpose(-1, -2) * self.query.shape[-1] ** -0.5).softmax(-1)
+
+
+@contextmanager
+def watched(model: QFormer) -> Iterator[list[Look]]:
+    """The cross-attentions that the model computes within the block, in order."""
+    looks: list[Look] = []
+    entered: list[tuple[Tensor, Tensor, Tensor]] = []  # query, key, value
+
+    def attends(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        _, query, (key, value), _ = arguments
+        entered.append((query.detach().float(), key.detach().float(), value.detach().float()))
+
+    def has_attended(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        looks.append(Look(*entered.pop(), arguments[0]))
+
+    handles = []
+    for layer in model.qformer.encoder.layers():
+        if layer.crossattention is not None:
+            handles.append(layer.crossattention.register_forward_pre_hook(attends))
+            handles.append(layer.crossattention.output.register_forward_pre_hook(has_attended))
+    try:
+        yield looks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def grad_cam(score: Tensor, looks: list[Look]) -> Tensor:
+    """(T,): attention times the positive part of d score / d A, which is d score / d (A V) times V transposed."""
+    evidence = torch.zeros_like(looks[0].key[0, 0, :, 0])
+    for look, gradient in zip(looks, torch.autograd.grad(score, [look.context for look in looks]), strict=True):
+        by_head = gradient.float().unflatten(-1, (look.value.shape[1], -1)).transpose(1, 2)  # (1, H, Q, D / H)
+        gradient_of_attention = by_head @ look.value.transpose(-1, -2)  # (1, H, Q, T)
+        evidence += (look.probabilities * gradient_of_attention.clamp(min=0)).mean((0, 1, 2))
+    return evidence
