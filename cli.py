@@ -282,7 +282,6 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute layers twice, to hold less in memory.")
     ] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the layers with torch.compile.")] = False,
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes on this machine, one a GPU; or start them with torchrun.")
     ] = 1,

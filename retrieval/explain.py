@@ -5,18 +5,18 @@ where a query looks is A itself, the mean over heads and over the layers that ha
 on attention, as ALBEF draws it (Selvaraju et al. 2017, arXiv:1610.02391; Li et al. 2021, arXiv:2107.07651): A times the
 positive part of its gradient, here of the log-odds of a match, summed over layers, the mean over heads and queries."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..pipeline.device import autocast
 from ..pipeline.errors import EncoderError, QfError
-from ..trainer.qformer import QFormer
+from ..trainer.qformer import ImageEncoding, QFormer
 from .pictures import Picture
 from .runs import Run
 
@@ -105,13 +105,14 @@ def explain(run: Run, picture: Picture, caption: str) -> Explanation:
     image_embeds = picture.tokens.to(embedder.device).clone()  # an encoder's own cannot be part of a graph
     model.eval()
     with autocast(embedder.device, embedder.dtype):
-        with watched(model) as looks:
+        with watched(model) as encoding:
             image = model.encode_image(image_embeds)
         text = model.encode_text(input_ids, mask)
         with watched(model) as matching:
             logits = model.match(image, torch.zeros_like(input_ids[:, 0]), input_ids, mask)[0]
+        looks, matching_looks = (looks_of(model, image, passed) for passed in (encoding, matching))
     attention = torch.stack([look.probabilities[0].mean(0) for look in looks]).mean(0)  # (Q, T)
-    evidence = grad_cam(logits[1] - logits[0], matching)
+    evidence = grad_cam(logits[1] - logits[0], matching_looks)
 
     def patches(of_tokens: Tensor) -> np.ndarray:
         """(…, T) -> (…, rows, columns)."""
@@ -137,7 +138,7 @@ class Look:
     query: Tensor  # (1, H, Q, D / H)
     key: Tensor  # (1, H, T, D / H)
     value: Tensor  # V (1, H, T, D / H)
-    context: Tensor  # A V, heads side by side (1, Q, D): part of the graph, as the others are not
+    context: Tensor  # A V, heads side by side (Q, D): part of the graph, as the others are not
 
     @property
     def probabilities(self) -> Tensor:
@@ -146,35 +147,39 @@ class Look:
 
 
 @contextmanager
-def watched(model: QFormer) -> Iterator[list[Look]]:
-    """The cross-attentions that the model computes within the block, in order."""
-    looks: list[Look] = []
-    entered: list[tuple[Tensor, Tensor, Tensor]] = []  # query, key, value
-
-    def attends(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        _, query, (key, value), _ = arguments
-        entered.append((query.detach().float(), key.detach().float(), value.detach().float()))
-
-    def has_attended(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        looks.append(Look(*entered.pop(), arguments[0]))
-
-    handles = []
-    for layer in model.qformer.encoder.layers():
-        if layer.crossattention is not None:
-            handles.append(layer.crossattention.register_forward_pre_hook(attends))
-            handles.append(layer.crossattention.output.register_forward_pre_hook(has_attended))
+def watched(model: QFormer) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What each cross-attention gives within the block, in order: A V, and the hidden states that looked, both (Q, D)."""
+    passed: list[tuple[Tensor, Tensor]] = []
+    handles = [
+        layer.crossattention.output.register_forward_pre_hook(lambda _, arguments: passed.append(arguments))
+        for layer in model.qformer.encoder.layers()
+        if layer.crossattention is not None
+    ]
     try:
-        yield looks
+        yield passed
     finally:
         for handle in handles:
             handle.remove()
+
+
+def looks_of(model: QFormer, image: ImageEncoding, passed: Sequence[tuple[Tensor, Tensor]]) -> list[Look]:
+    """The cross-attentions of a pass over one image, from what `watched` saw of it."""
+    crossing = [
+        (layer.crossattention, cross) for layer, cross in zip(model.qformer.encoder.layers(), image.cross, strict=True)
+    ]
+    looks = []
+    for (module, cross), (context, hidden) in zip([(m, c) for m, c in crossing if m and c], passed, strict=True):
+        query = module.attention.project(hidden[None], module.attention.query).squeeze(2).transpose(1, 2)
+        key, value = cross
+        looks.append(Look(query.detach().float(), key.detach().float(), value.detach().float(), context))
+    return looks
 
 
 def grad_cam(score: Tensor, looks: list[Look]) -> Tensor:
     """(T,): attention times the positive part of d score / d A, which is d score / d (A V) times V transposed."""
     evidence = torch.zeros_like(looks[0].key[0, 0, :, 0])
     for look, gradient in zip(looks, torch.autograd.grad(score, [look.context for look in looks]), strict=True):
-        by_head = gradient.float().unflatten(-1, (look.value.shape[1], -1)).transpose(1, 2)  # (1, H, Q, D / H)
+        by_head = gradient.float().unflatten(-1, (look.value.shape[1], -1)).transpose(0, 1)  # (H, Q, D / H)
         gradient_of_attention = by_head @ look.value.transpose(-1, -2)  # (1, H, Q, T)
         evidence += (look.probabilities * gradient_of_attention.clamp(min=0)).mean((0, 1, 2))
     return evidence

@@ -75,4 +75,3 @@ class TrainConfig:
     seed: int = 0
     precision: str = "auto"
     gradient_checkpointing: bool = False  # layers computed again for their gradient: less memory, more time
-    compile: bool = False  # layers through torch.compile

@@ -58,7 +58,8 @@ def _wait(children: list["subprocess.Popen[bytes]"], said: Sequence[IO[str]]) ->
         time.sleep(POLL)
     with contextlib.suppress(subprocess.TimeoutExpired):  # what fails everywhere, the first tells itself
         children[0].wait(GRACE)
-    failed = next(rank for rank, child in enumerate(children) if child.poll())
+    codes = [child.poll() or 0 for child in children]
+    failed = codes.index(min(codes)) if min(codes) < 0 else next(rank for rank, code in enumerate(codes) if code)
     code = children[failed].returncode
     if code < 0:
         raise TrainingError(f"process {failed} was killed by signal {-code}; run the same command to go on")

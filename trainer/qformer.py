@@ -313,7 +313,7 @@ class _Layer(nn.Module):
         if keep is not None:
             hidden = layout.first(keep).join([part[:, :keep] for part in layout.split(hidden)])
             layout = layout.first(keep)
-        return self.attention.output(layout.join(contexts), hidden), heads[0][1:]
+        return self.attention.output(layout.join(contexts), hidden), heads[0][1:]  # type: ignore[return-value]
 
     def _cross_attention(
         self, crossattention: _Attention, seen: Tensor, cross: KeyValue, looks: _Looks | None
@@ -394,7 +394,9 @@ class QFormer(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False  # compute the activations of a layer again in the backward pass: slower, less memory
+        self.gradient_checkpointing = (
+            False  # compute the activations of a layer again in the backward pass: slower, less memory
+        )
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.post_layernorm = nn.LayerNorm(config.encoder_hidden_size, eps=config.ln_vision_eps)
         self.embeddings = _Embeddings(config)
@@ -463,9 +465,7 @@ class QFormer(nn.Module):
         cross = [layer.image_keys_values(image, norm) for layer in self.qformer.encoder.layers()]
         count = len(image_embeds)
         queries = self.query_tokens.expand(count, -1, -1).flatten(0, 1)  # (B Q, D)
-        output, kept = self._run(
-            queries, Layout(self.config.num_query_tokens, ((count, 0),)), [None], cross=cross
-        )
+        output, kept = self._run(queries, Layout(self.config.num_query_tokens, ((count, 0),)), [None], cross=cross)
         output = output.unflatten(0, (count, -1))
         return ImageEncoding(output, F.normalize(self.vision_projection(output).float(), dim=-1), cross, kept)
 
@@ -488,7 +488,9 @@ class QFormer(nn.Module):
         layout = Layout(count, texts.groups)
         queries = self.query_tokens.expand(len(image_rows), -1, -1).flatten(0, 1)
         hidden = torch.cat([queries, self.embeddings(texts.input_ids)])
-        masks = [F.pad(mask, (count, 0), value=True)[:, None, None, :] for mask in texts.attention_mask]  # (n, 1, 1, Q + l)
+        masks = [
+            F.pad(mask, (count, 0), value=True)[:, None, None, :] for mask in texts.attention_mask
+        ]  # (n, 1, 1, Q + l)
         looks = _Looks.of(image_rows[texts.order], len(image.output))
         output, _ = self._run(hidden, layout, masks, cross=image.cross, looks=looks, keep=count)
         logits: Tensor = self.itm_head(output).float().unflatten(0, (-1, count)).mean(1)

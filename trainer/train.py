@@ -177,7 +177,9 @@ def train(
             if processes.first:
                 write_json(folder / "config.json", settings)
             cache = partial(cached, processes=processes.count, say=say) if cache_on_device else None
-            _train(features, folder, config, device, dtype, processes, cache, partial(Log, report=report, writer=writer))
+            _train(
+                features, folder, config, device, dtype, processes, cache, partial(Log, report=report, writer=writer)
+            )
         processes.agree(True, device)  # the others wait for the manifest
         return _summary(folder, read_manifest(folder, "run"))
 
@@ -439,5 +441,5 @@ def _finish(
 
 
 def _summary(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    names = ("steps", "epochs", "pairs_per_second", "seconds", "wait_share", "loss", "best")
+    names = ("steps", "planned_steps", "stopped", "epochs", "pairs_per_second", "seconds", "wait_share", "loss", "best")
     return {**{name: manifest[name] for name in names}, "run": str(folder)}

@@ -9,7 +9,7 @@ from PIL import Image
 from qf.pipeline.errors import EncoderError, QfError
 from qf.pipeline.features import Features
 from qf.retrieval import heatmaps
-from qf.retrieval.explain import Grid, explain, grad_cam, patch_grid, watched
+from qf.retrieval.explain import Grid, explain, grad_cam, looks_of, patch_grid, watched
 from qf.retrieval.heatmaps import draw_explanation
 from qf.retrieval.pictures import Picture, cached_picture, encode_picture
 from qf.retrieval.runs import open_run
@@ -109,14 +109,15 @@ def test_the_gradient_of_attention_is_the_one_that_autograd_gives(run, monkeypat
 
     image = model.eval().encode_image(image_embeds)
     monkeypatch.setattr(qformer, "attend", attend)
-    with watched(model) as looks:
+    with watched(model) as passed:
         logits = model.match(image, torch.tensor([0]), input_ids, mask)[0]
+    looks = looks_of(model, image, passed)
     cross = kept[1::2]  # after each self-attention
     gradients = torch.autograd.grad(logits[1], cross, retain_graph=True)
     naive = sum((a * g.clamp(min=0)).mean((0, 1, 2)) for a, g in zip(cross, gradients, strict=True))
     torch.testing.assert_close(grad_cam(logits[1], looks), naive.detach())
     assert len(looks) == 2
-    assert not any(layer.crossattention._forward_pre_hooks for layer in model.qformer.encoder.layers())
+    assert not any(layer.crossattention.output._forward_pre_hooks for layer in model.qformer.encoder.layers())
 
 
 @pytest.mark.parametrize(

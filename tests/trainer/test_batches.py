@@ -125,9 +125,9 @@ def test_batches_made_ahead_are_the_same_on_every_device(features, tokens, devic
             assert torch.equal(ours.cpu(), theirs)
 
 
-def captions_of(batch, first=0):
-    """(image of the batch, its token ids) of each text, and which of them are matched; images counted from `first`."""
-    rows = zip(batch.image_rows + first, batch.input_ids, batch.attention_mask, strict=True)
+def captions_of(batch):
+    """(image of the batch, its token ids) of each text, and which of them are matched."""
+    rows = zip(batch.image_rows, batch.input_ids, batch.attention_mask, strict=True)
     texts = [(int(image), ids[mask.bool()].tolist()) for image, ids, mask in rows]
     return texts, [texts[m] for m in batch.matched]
 
@@ -140,8 +140,18 @@ def test_processes_share_the_batch_of_one(features, tokens, world_size):
     for step in range(5):
         whole, parts = one.batch(step), [batches.batch(step) for batches in ranks]
         assert torch.equal(torch.cat([part.encoded["tokens"] for part in parts]), whole.encoded["tokens"])
-        ours = [captions_of(part, rank * 6 // world_size) for rank, part in enumerate(parts)]
-        assert tuple(list(chain(*some)) for some in zip(*ours, strict=True)) == captions_of(whole)
+        for part in parts:  # the captions are everyone's, and each knows its own
+            assert captions_of(part) == captions_of(whole)
+            assert sum(part.texts_of) == len(whole.input_ids)
+        images, texts, matched = (
+            [list(range(*getattr(part.parts[0], name).indices(99))) for part in parts]
+            for name in ("images", "texts", "matched")
+        )
+        assert list(chain(*images)) == list(range(6))
+        assert list(chain(*texts)) == list(range(len(whole.input_ids)))
+        assert list(chain(*matched)) == list(range(len(whole.matched)))
+        for mine, captions in zip(images, texts, strict=True):
+            assert set(whole.image_rows[captions].tolist()) == set(mine)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(features, tokens):

@@ -47,8 +47,8 @@ def qformer(features, tokens):
 
 def batch_of(features, tokens, part_size, **more):
     options = {"batch_size": 7, "captions_per_image": 0, "matched_captions": 1, "max_text_length": 16, "seed": 0} | more
-    batches = Batches(features, features.rows("train"), tokens, part_size=part_size, **options)
-    return batches.batch(1).to(DEVICE)
+    batches = Batches(features, features.rows("train"), tokens, part_size=part_size, device=DEVICE, **options)
+    return next(batches.steps(1, 2))
 
 
 def gradients(qformer, batch, moment, **options):

@@ -131,7 +131,9 @@ def test_a_killed_run_goes_on_to_the_bit(features, tmp_path):
 
     def log(name):
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in line.items() if k not in ("seconds", "pairs_per_second")} for line in lines]
+        return [
+            {k: v for k, v in line.items() if k not in ("seconds", "pairs_per_second", "wait_share")} for line in lines
+        ]
 
     assert [line["step"] for line in log("calm")] == [line["step"] for line in log("killed")]
     assert [x for x in log("calm") if "split" in x] == [x for x in log("killed") if "split" in x]
@@ -265,7 +267,7 @@ def test_patience_goes_on_where_it_was(features, still, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             train(features, tmp_path / "broken", config, CPU, report=interrupted_at(at))
     broken = train(features, tmp_path / "broken", config, CPU)
-    different = ("run", "seconds", "pairs_per_second")
+    different = ("run", "seconds", "pairs_per_second", "wait_share")
     assert {k: v for k, v in broken.items() if k not in different} == {
         k: v for k, v in calm.items() if k not in different
     }
@@ -301,8 +303,8 @@ def test_nothing_that_diverged_is_saved(features, small, tmp_path, change):
 def test_a_feature_that_is_no_number_is_noticed(features, tmp_path, monkeypatch):
     whole = features.encoded
 
-    def planted(rows, views=None):
-        encoded = whole(rows, views)
+    def planted(rows, *more):
+        encoded = whole(rows, *more)
         encoded["tokens"][rows == features.rows("train")[5]] = float("nan")
         return encoded
 
