@@ -301,19 +301,27 @@ class _Layer(nn.Module):
         """The attended `hidden`, its first `keep` positions a sequence, and the keys and values of the first group."""
         attention = self.attention.attention
         p = self.attention.dropout if self.training else 0.0
-        projected = layout.split(attention.project(hidden, attention.query, attention.key, attention.value))
-        heads = [part.permute(2, 0, 3, 1, 4).unbind(0) for part in projected]  # query, key, value (n, H, length, D / H)
+
+        def heads(x: Tensor, where: Layout, *layers: nn.Linear) -> list[tuple[Tensor, ...]]:
+            """(S, D) through the layers -> of each group, of each layer: (n, H, length, D / H)."""
+            return [part.permute(2, 0, 3, 1, 4).unbind(0) for part in where.split(attention.project(x, *layers))]
+
+        if keep is None:  # all in one product
+            projected = heads(hidden, layout, attention.query, attention.key, attention.value)
+        else:
+            keys_values, everything = heads(hidden, layout, attention.key, attention.value), layout.split(hidden)
+            layout = layout.first(keep)
+            hidden = layout.join([part[:, :keep] for part in everything])
+            queries = heads(hidden, layout, attention.query)
+            projected = [query + pair for query, pair in zip(queries, keys_values, strict=True)]
         sizes = [n for n, _ in layout.groups]
         pasts = [None] * len(sizes) if past is None else list(zip(*(x.split(sizes) for x in past), strict=True))
         contexts = []
-        for (query, key, value), mask, before in zip(heads, masks, pasts, strict=True):
+        for (query, key, value), mask, before in zip(projected, masks, pasts, strict=True):
             if before is not None:
                 key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
-            contexts.append(attend(query[:, :, :keep], key, value, mask, p).transpose(1, 2).flatten(2))
-        if keep is not None:
-            hidden = layout.first(keep).join([part[:, :keep] for part in layout.split(hidden)])
-            layout = layout.first(keep)
-        return self.attention.output(layout.join(contexts), hidden), heads[0][1:]  # type: ignore[return-value]
+            contexts.append(attend(query, key, value, mask, p).transpose(1, 2).flatten(2))
+        return self.attention.output(layout.join(contexts), hidden), (projected[0][1], projected[0][2])
 
     def _cross_attention(
         self, crossattention: _Attention, seen: Tensor, cross: KeyValue, looks: _Looks | None
