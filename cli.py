@@ -282,6 +282,9 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute layers twice, to hold less in memory.")
     ] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Have torch.compile fuse dropout, sums and LayerNorms.")
+    ] = False,
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes on this machine, one a GPU; or start them with torchrun.")
     ] = 1,

@@ -13,9 +13,8 @@ other trainers run on the image of every pair; cached features spare it.
 Before any timing the losses and gradients of both steps are compared in float32, from the same weights and negatives, without dropout.
 Each step lives in a process of its own, so that its peak memory is its own (of the process on a CPU, of torch's allocator on CUDA); the
 processes take turns, step by step, so that other work on the machine meets them alike. Prints JSON: medians over the steps, and
-how many times faster qf is than the plain step in the same turn, in the median.
-FLOP/s: the products that qf's step really does, by torch's own counter, beside the best that one large
-product reaches on the device."""
+how many times faster qf is than the plain step in the same turn, in the median. FLOP/s: the products that qf's step really does, by
+torch's own counter, beside the best that one large product reaches on the device."""
 
 import argparse
 import csv
@@ -48,9 +47,8 @@ VOCABULARY = 30_523  # BERT's and [DEC]
 EACH = 5  # captions an image
 CHECKED = 3  # images that the losses are compared on
 RATES = {"lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.05}
-Batch = tuple[
-    Tensor, Tensor, Tensor, Tensor
-]  # image_embeds (B, T, W), input_ids, attention_mask (M, L), image_rows (M,)
+# image_embeds (B, T, W), input_ids, attention_mask (M, L), image_rows (M,)
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Plain(nn.Module):

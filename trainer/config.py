@@ -51,9 +51,7 @@ class TrainConfig:
     matched_captions: int = 1  # of these, how many matching and generation see, which cost five times as much; 0: all
     # small data, benchmarks/results.md: the contrast alone first, then matching with random negatives that give way to hard ones
     contrast_first: float = 0.5  # share of the steps that train the contrast alone; BLIP-2: 0
-    easy_negatives: float = (
-        1.0  # share of the others over which negatives for matching go from random to hard; BLIP-2: 0
-    )
+    easy_negatives: float = 1.0  # share of the others in which matching's negatives go from random to hard; BLIP-2: 0
     lr: float = 5e-4  # the peak
     min_lr: float = 1e-5
     warmup_steps: int = 300  # at most a quarter of all steps
@@ -75,3 +73,4 @@ class TrainConfig:
     seed: int = 0
     precision: str = "auto"
     gradient_checkpointing: bool = False  # layers computed again for their gradient: less memory, more time
+    compile: bool = False  # the ends of the Q-Former's blocks, by torch.compile

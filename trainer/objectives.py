@@ -105,9 +105,8 @@ def itg_loss(
 ) -> Tensor:
     """Image-grounded generation: the next token of each caption, which starts with [DEC]. Padding does not count."""
     inputs = torch.cat([torch.full_like(input_ids[:, :1], model.config.bos_token_id), input_ids[:, 1:]], 1)
-    states = model.caption_states(image, image_rows, inputs[:, :-1], attention_mask[:, :-1]).flatten(
-        0, 1
-    )  # (M (L - 1), D)
+    states = model.caption_states(image, image_rows, inputs[:, :-1], attention_mask[:, :-1])  # (M, L - 1, D)
+    states = states.flatten(0, 1)
     labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100).flatten()
     if labels.device.type == "cpu":  # the vocabulary is large; a device would be waited for to count what is real
         real = (labels >= 0).nonzero().squeeze(1)

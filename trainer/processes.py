@@ -1,5 +1,6 @@
 """The processes that train together, one a device, as torchrun starts them; alone where it has started none."""
 
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,7 +33,10 @@ class Processes:
             device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-        return cls(dist.get_rank(), count), device
+        processes = cls(dist.get_rank(), count)
+        if not processes.first:  # what there is to say of a run is said once
+            logging.getLogger("qf").setLevel(logging.ERROR)
+        return processes, device
 
     def leave(self) -> None:
         """The end of working together."""

@@ -7,7 +7,7 @@ Module and parameter names are those of transformers' Blip2ForImageTextRetrieval
 depends on the image alone is computed once, in `encode_image`, and reused by matching and generation. A pass lays the tokens of all
 its sequences end to end (`Layout`): products run over (S, D) whatever the lengths, and only attention goes by sequences."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +28,7 @@ class ImageEncoding:
 
     output: Tensor  # (B, Q, D)
     features: Tensor  # (B, Q, E), unit length
-    cross: list[
-        KeyValue | None
-    ]  # keys and values of the image, a pair a layer that has cross-attention: (B, H, T, D / H)
+    cross: list[KeyValue | None]  # the image's keys and values, for each layer with cross-attention: (B, H, T, D / H)
     queries: list[KeyValue]  # keys and values of the queries' self-attention: (B, H, Q, D / H)
 
 
@@ -160,19 +158,32 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Dropout, on a CPU with 16 random bits a value: PyTorch's own takes a third of a training step there."""
     if not training or p == 0:
         return x
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    return F.dropout(x, p) if x.device.type != "cpu" else _thin(x, _random_bits(x), p)
+
+
+def _random_bits(x: Tensor) -> Tensor:
+    """int16 of the shape of `x`."""
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    return words.view(torch.int16)[: x.numel()].view(x.shape)
+
+
+def _thin(x: Tensor, bits: Tensor, p: float) -> Tensor:
+    """`x` without the share `p` that `bits` choose, and the rest scaled up."""
     keep = bits >= round(p * 2**16) - 2**15
     return x * keep.to(x.dtype).mul_(1 / (1 - p))
+
+
+def _end(x: Tensor, residual: Tensor, bits: Tensor, p: float, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The end of a block in training, as one function to compile: its random numbers are drawn before."""
+    return F.layer_norm(_thin(x, bits, p) + residual, x.shape[-1:], weight, bias, eps)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> Tensor:
     """Scaled dot-product attention; each (N, H, length, D / H), `mask` True where a key may be seen.
 
-    Written out for training on a CPU, where the fused kernel's backward pass and its dropout are slower."""
-    if query.device.type != "cpu" or not torch.is_grad_enabled():
+    Written out for training on a CPU, where the fused kernel's backward pass and its dropout are slower. With dropout the same
+    whether gradients are wanted or not: gradient caching relies on it."""
+    if query.device.type != "cpu" or not (p or torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
@@ -211,9 +222,13 @@ class _Residual(nn.Module):
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
+        self.compiled: Callable[..., Tensor] | None = None  # of `_end`
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        out: Tensor = self.LayerNorm(dropout(self.dense(x), self.dropout, self.training) + residual)
+        x, norm = self.dense(x), self.LayerNorm
+        if self.compiled is not None and self.training and self.dropout:
+            return self.compiled(x, residual, _random_bits(x), self.dropout, norm.weight, norm.bias, norm.eps)
+        out: Tensor = norm(dropout(x, self.dropout, self.training) + residual)
         return out
 
 
@@ -402,9 +417,7 @@ class QFormer(nn.Module):
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = (
-            False  # compute the activations of a layer again in the backward pass: slower, less memory
-        )
+        self.gradient_checkpointing = False  # compute layers again in the backward pass: slower, less memory
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.post_layernorm = nn.LayerNorm(config.encoder_hidden_size, eps=config.ln_vision_eps)
         self.embeddings = _Embeddings(config)
@@ -424,6 +437,16 @@ class QFormer(nn.Module):
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx : module.padding_idx + 1].detach())
+
+    def compile_blocks(self) -> None:
+        """Have torch.compile fuse the end of every block in training: dropout, sum and LayerNorm.
+
+        These take (S, D) whatever the texts' lengths: compiled once, for all layers. Whole layers were compiled anew for each
+        length, or copied padding; and dropout compiled with them differs between passes with and without gradients."""
+        compiled = torch.compile(_end, dynamic=True)
+        for module in self.modules():
+            if isinstance(module, _Residual):
+                module.compiled = compiled
 
     @classmethod
     def from_pretrained(cls, path: object, **sizes: float) -> "QFormer":
@@ -496,9 +519,8 @@ class QFormer(nn.Module):
         layout = Layout(count, texts.groups)
         queries = self.query_tokens.expand(len(image_rows), -1, -1).flatten(0, 1)
         hidden = torch.cat([queries, self.embeddings(texts.input_ids)])
-        masks = [
-            F.pad(mask, (count, 0), value=True)[:, None, None, :] for mask in texts.attention_mask
-        ]  # (n, 1, 1, Q + l)
+        seen = [F.pad(mask, (count, 0), value=True) for mask in texts.attention_mask]  # (n, Q + l)
+        masks = [mask[:, None, None, :] for mask in seen]
         looks = _Looks.of(image_rows[texts.order], len(image.output))
         output, _ = self._run(hidden, layout, masks, cross=image.cross, looks=looks, keep=count)
         logits: Tensor = self.itm_head(output).float().unflatten(0, (-1, count)).mean(1)

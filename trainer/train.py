@@ -46,6 +46,7 @@ from .objectives import LOSSES
 from .processes import ALONE, Processes
 from .qformer import QFormer
 from .step import Moment, Stage1, backward
+from .tokens import Tokens
 from .weights import load_tensors
 
 MATCHED_TEXTS, MATCHED_AT = 250, 16  # of validation: how many texts are matched, with how many images each
@@ -174,12 +175,15 @@ def train(
     with locked(folder) if processes.first else nullcontext():
         finished = processes.first and _finished(folder, settings, overwrite)
         if not processes.agree(finished, device):
+            torch.manual_seed(config.seed)
+            captions = [caption for row in features.rows("train") for caption in features.captions[row]]
+            model, tokens = make_model(config, features, captions)
             if processes.first:
                 write_json(folder / "config.json", settings)
+                tokens.save(folder / "tokenizer.json")
+            open_log = partial(Log, report=report, writer=writer)
             cache = partial(cached, processes=processes.count, say=say) if cache_on_device else None
-            _train(
-                features, folder, config, device, dtype, processes, cache, partial(Log, report=report, writer=writer)
-            )
+            _train(features, folder, config, model, tokens, device, dtype, processes, cache, open_log)
         processes.agree(True, device)  # the others wait for the manifest
         return _summary(folder, read_manifest(folder, "run"))
 
@@ -208,17 +212,14 @@ def _train(
     features: Features,
     folder: Path,
     config: TrainConfig,
+    model: QFormer,
+    tokens: Tokens,
     device: torch.device,
     dtype: torch.dtype,
     processes: Processes,
     cache: Callable[..., Source | None] | None,
     open_log: Callable[..., Log],
 ) -> None:
-    torch.manual_seed(config.seed)
-    rows = features.rows("train")
-    model, tokens = make_model(config, features, [c for row in rows for c in features.captions[row]])
-    if processes.first:
-        tokens.save(folder / "tokenizer.json")
     if config.epochs == 0:  # the weights as they came
         if processes.first:
             with open_log(folder, 0, 0.0, 0):
@@ -226,7 +227,10 @@ def _train(
         return
     model = model.to(device)
     model.gradient_checkpointing = config.gradient_checkpointing
+    if config.compile:
+        model.compile_blocks()
     optimizer = make_optimizer(model, config)
+    rows = features.rows("train")
     batches = Batches(
         features,
         rows,

@@ -180,3 +180,28 @@ def test_gradient_checkpointing_changes_nothing_to_the_bit(batch, precision):
     assert torch.equal(then, now)
     torch.manual_seed(3)  # and dropout was at work
     assert not torch.equal(stage1_losses(model, *batch[:3], image_rows=ROWS)["loss_itg"], plain["loss_itg"])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile asks for it while it traces
+def test_compiled_blocks_give_the_same(batch):
+    """With dropout, which draws the same random numbers; also without gradients, as gradient caching needs it."""
+    torch.manual_seed(0)
+    model = QFormer(replace(CONFIG, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)).train()
+    found = []
+    for prepare in (lambda: None, model.compile_blocks):
+        prepare()
+        torch.manual_seed(2)
+        losses = stage1_losses(model, *batch[:3], image_rows=ROWS)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            images = model.encode_image(batch[0]).features
+        found.append((losses, gradients(model, losses), images))
+    (plain, before, images), (compiled, after, again) = found
+    for name, loss in plain.items():
+        assert_close(compiled[name], loss, atol=1e-5, rtol=1e-5)
+    for name, gradient in before.items():
+        assert (after[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-5, name
+    assert_close(again, images, atol=1e-5, rtol=1e-5)
+    torch.manual_seed(3)
+    assert_close(model.encode_image(batch[0]).features, again, atol=1e-5, rtol=1e-5)
+    assert model.state_dict().keys() == QFormer(CONFIG).state_dict().keys()
