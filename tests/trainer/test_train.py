@@ -180,6 +180,13 @@ def test_whatever_is_trained_goes_on_to_the_bit(pictures, clip_folder, tmp_path,
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
+def test_a_name_is_free_while_what_to_start_from_is_mistyped(features, tmp_path):
+    config = replace(SMALL, epochs=1)
+    with pytest.raises(ArtifactError, match="nowhere"):
+        train(features, tmp_path / "run", replace(config, init=str(tmp_path / "nowhere")), CPU)
+    assert train(features, tmp_path / "run", config, CPU)["steps"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
