@@ -283,7 +283,7 @@ def train(
         bool, typer.Option("--gradient-checkpointing", help="Compute layers twice, to hold less in memory.")
     ] = False,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Have torch.compile fuse dropout, sums and LayerNorms.")
+        bool, typer.Option("--compile", help="Have torch.compile fuse dropout, sums and LayerNorms: for GPUs.")
     ] = False,
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes on this machine, one a GPU; or start them with torchrun.")
