@@ -117,15 +117,15 @@ def test_no_caption_is_a_negative_of_a_picture_that_it_describes_too(features, t
         assert not wrong & {(first, len(texts) - 1), (last, 0)}
 
 
-def run_train(workspace, *arguments, **environment):
+def run_train(workspace, *arguments, torchrun=()):
     command = [
-        sys.executable, "-m", "qf.cli", "train", "-w", str(workspace), "--epochs", "2", "--batch-size", "4", "--dropout", "0",
+        sys.executable, "-m", *torchrun, "qf.cli", "train", "-w", str(workspace), "--epochs", "2", "--batch-size", "4", "--dropout", "0",
         "--preset", "tiny", "--num-query-tokens", "2", "--precision", "float32", "--device", "cpu",
         "--log-every", "1", "--no-index", "--json", *arguments,
     ]  # fmt: skip
     return subprocess.Popen(
         command,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -141,16 +141,21 @@ def test_two_processes_equal_one(features, tmp_path):
     """Real processes over gloo: contrast and hard negatives across both; and a contrastive batch in parts, accumulated."""
     (tmp_path / "features").symlink_to(features.folder)
     more = ["--contrastive-batch", "8", "--accumulate", "1", "--contrast-first", "0.3"]
-    runs = {"one": more, "two": [*more, "--nproc", "2"]}
-    for name, arguments in runs.items():
-        summary = finished(run_train(tmp_path, "--name", name, *arguments))
-        assert summary["steps"] == 2 * (len(features.rows("train")) // 8)
-    one, two = (load_file(tmp_path / "runs" / name / "model.safetensors") for name in runs)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    runs = {
+        "one": run_train(tmp_path, "--name", "one", *more),
+        "two": run_train(tmp_path, "--name", "two", *more, "--nproc", "2"),
+        "torchrun": run_train(tmp_path, "--name", "torchrun", *more, torchrun=torchrun),
+    }
+    for process in runs.values():
+        assert finished(process)["steps"] == 2 * (len(features.rows("train")) // 8)
+    one, *others = (load_file(tmp_path / "runs" / name / "model.safetensors") for name in runs)
     for name, weight in one.items():
-        assert (weight - two[name]).norm() <= 1e-3 * weight.norm() + 1e-4, name
+        assert (weight - others[0][name]).norm() <= 1e-3 * weight.norm() + 1e-4, name
+        assert torch.equal(others[0][name], others[1][name])
     lines = [
         [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-        for name in runs
+        for name in ("one", "two")
     ]
     for first, second in zip(*lines, strict=True):
         if "loss" in first:
