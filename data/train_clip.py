@@ -185,9 +185,8 @@ def batches(corpus: Corpus, size: int, rng: np.random.Generator) -> Iterator[tup
             pixels = torch.from_numpy(corpus.pixels[rows]).permute(0, 3, 1, 2)
             chosen = rng.permuted(np.tile(np.arange(corpus.input_ids.shape[1]), (size, 1)), axis=1)[:, :TEXTS]  # (B, 2)
             input_ids = corpus.input_ids[rows, chosen.T].reshape(TEXTS * size, -1)
-            input_ids = input_ids[
-                :, : (input_ids != corpus.input_ids.max()).sum(1).max() + 1
-            ]  # to the longest and its end
+            longest = (input_ids != corpus.input_ids.max()).sum(1).max()
+            input_ids = input_ids[:, : longest + 1]  # and its end
             patches = torch.from_numpy(corpus.patches[rows]).long()
             yield (pixels.float() / 255 - mean) / std, torch.from_numpy(input_ids).long(), patches
 

@@ -59,9 +59,8 @@ def free_host_memory(proc: Path = Path("/proc"), group: Path = Path("/sys/fs/cgr
     limit = group / "memory.max"  # absent outside containers; "max" where there is none
     if limit.is_file() and (most := limit.read_text().strip()) != "max":
         taken = int((group / "memory.current").read_text())
-        free = min(
-            free, int(most) - taken + _figures(group / "memory.stat")["inactive_file"]
-        )  # cache that would give way
+        cache = _figures(group / "memory.stat")["inactive_file"]  # would give way
+        free = min(free, int(most) - taken + cache)
     return max(0, free)
 
 

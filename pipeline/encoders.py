@@ -89,9 +89,8 @@ def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"])
-        )  # no folders of variants
+        # no folders of variants
+        return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"]))
     except Exception as error:  # the hub's client raises many kinds; all mean that the model is not here
         raise EncoderError(
             f"encoder {name} cannot be fetched from Hugging Face ({type(error).__name__}); check the id and the "

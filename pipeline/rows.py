@@ -22,9 +22,8 @@ def csv_rows(path: Path) -> Iterator[Any]:
             head = file.readline(2**16)
             mark = "\t" if path.suffix.lower() == ".tsv" else max(",\t;|", key=head.count)  # the first of equals
             file.seek(0)
-            quotes: Literal[0, 3] = (
-                csv.QUOTE_MINIMAL if mark in ",;" else csv.QUOTE_NONE
-            )  # captions between tabs hold bare quotes
+            # captions between tabs hold bare quotes
+            quotes: Literal[0, 3] = csv.QUOTE_MINIMAL if mark in ",;" else csv.QUOTE_NONE
             rows = csv.reader(_lines(file, path), delimiter=mark, quoting=quotes, strict=True)
             header = [name.strip() for name in next(rows, [])]
             if not any(header):

@@ -44,9 +44,7 @@ class Explanation:
     pixels: np.ndarray  # (3, height, width) uint8, as the encoder sees it
     grid: Grid
     scores: np.ndarray  # (Q,) dot product of each query with the text; the greatest is the contrastive score (ITC)
-    attention: (
-        np.ndarray
-    )  # (Q, rows, columns) share of each query's attention; the rest is on the tokens before the patches
+    attention: np.ndarray  # (Q, rows, columns) share of each query's; the rest is on the tokens before the patches
     match: float  # the matching logit (ITM), what `qf search --rerank` adds to the contrastive score
     probability: float  # of a match
     evidence: np.ndarray  # (rows, columns) what speaks for a match, in its own unit

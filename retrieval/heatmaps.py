@@ -85,9 +85,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
         style = {"color": ANSWER, "fontweight": "bold"} if query == e.query else {}
         page.text(left, top + 0.04, f"query {query}   {e.scores[query]:.3f}", fontsize=8, **style)
     with atomic_file(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from font"
-        )  # a caption in a script that matplotlib's font lacks
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # captions in a script that it lacks
         page.figure.savefig(file, format="png", dpi=130)
 
 

@@ -155,26 +155,23 @@ class Batches:
         self.firsts = np.cumsum(self.counts) - self.counts  # and the number of its first
         rng = np.random.default_rng([seed, 1])
         images = np.repeat(np.arange(len(rows)), self.counts)
-        self.captions = np.lexsort(
-            (rng.random(len(texts)), images)
-        )  # numbers of captions: image by image, in an order drawn
+        # numbers of captions: image by image, in an order drawn
+        self.captions = np.lexsort((rng.random(len(texts)), images))
         self.first_views = rng.integers(0, self.views, len(rows))
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0 over all epochs."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        chosen = np.sort(
-            self.order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
-        )  # reads go forward
+        chosen = self.order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        chosen = np.sort(chosen)  # reads go forward
         own = chosen[self.rank * self.share : (self.rank + 1) * self.share]
         encoded = self.source(own, (self.first_views[own] + epoch) % self.views, self.empty)
 
         there = self.counts[chosen]
         count = np.minimum(self.captions_per_image or there, there)  # (B,): captions of each
         matched = np.minimum(self.matched_captions or count, count)
-        first = epoch * np.where(
-            count < there, count, matched
-        )  # in the image's own order, which begins again at its end
+        # in the image's own order, which begins again at its end
+        first = epoch * np.where(count < there, count, matched)
         image_rows = np.repeat(np.arange(len(chosen)), count)  # (M,)
         turn = np.arange(len(image_rows)) - (np.cumsum(count) - count)[image_rows]  # 0, 1 … of each image
         captions = self.captions[self.firsts[chosen][image_rows] + (first[image_rows] + turn) % there[image_rows]]

@@ -57,9 +57,8 @@ def test_a_tar_a_folder_and_a_pattern(tmp_path):
     assert [r.key for r in one.records] == [f"00001/00000000{n}" for n in range(3)]
     assert (first.image, first.captions, second.captions) == ("000000000.jpg", ("a dog",), ("two\nlines",))
     assert load(third.source) == b"picture 000000002"
-    assert (
-        list(all_of_them.records[3:6]) == list(one.records) == list(two.records[:3])
-    )  # keys do not depend on the rest
+    # keys do not depend on the rest
+    assert list(all_of_them.records[3:6]) == list(one.records) == list(two.records[:3])
 
 
 def test_splits_in_the_names_of_tars_and_folders(tmp_path):

@@ -166,9 +166,8 @@ def test_the_drawing_is_hot_where_the_patch_is(run, tmp_path):
     inch = page.shape[1] / heatmaps.WIDTH
     panel = (heatmaps.WIDTH - 2 * heatmaps.MARGIN - 2 * heatmaps.GAP) / 3
     left = heatmaps.MARGIN + panel + heatmaps.GAP  # of the panel with the answering query
-    top = (
-        heatmaps.MARGIN + 3 * heatmaps.LINE + heatmaps.SCORES + heatmaps.TITLE
-    )  # below the caption, cut to three lines
+    # below the caption, cut to three lines
+    top = heatmaps.MARGIN + 3 * heatmaps.LINE + heatmaps.SCORES + heatmaps.TITLE
     height = panel * ROWS / COLUMNS
     part = page[int(top * inch) : int((top + height) * inch), int(left * inch) : int((left + panel) * inch)]
     down, across = np.nonzero(part[..., 0] - part[..., 2] > 100)  # orange: the upper end of the scale
