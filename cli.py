@@ -306,7 +306,7 @@ def train(
 
     if nproc > 1 and not launched():
         raise typer.Exit(launch(sys.argv[1:], nproc))
-    from .pipeline.device import resolve_device, resolve_precision
+    from .pipeline.device import resolve_device
     from .pipeline.features import Features
     from .trainer.processes import Processes
     from .trainer.train import train
@@ -335,7 +335,7 @@ def train(
             from .retrieval.runs import open_run
 
             display.say("indexing")
-            indexed = build_index(open_run(folder, on, resolve_precision(precision, on)), features, workspace / "index")
+            indexed = build_index(open_run(folder, on, precision), features, workspace / "index")
             summary["index"] = indexed["index"]
     if as_json:
         print_json(summary)
@@ -355,7 +355,7 @@ def index(
     quiet: Quiet = False,
 ) -> None:
     """Build the FAISS index of query embeddings from the features and a run."""
-    from .pipeline.device import resolve_device, resolve_precision
+    from .pipeline.device import resolve_device
     from .pipeline.features import Features
     from .retrieval.build import build_index
     from .retrieval.runs import open_run
@@ -364,9 +364,7 @@ def index(
     with Display(quiet) as display:
         display.say("indexing")
         features = Features(workspace / "features")
-        summary = build_index(
-            open_run(run_folder(workspace, run), on, resolve_precision(precision, on)), features, workspace / "index"
-        )
+        summary = build_index(open_run(run_folder(workspace, run), on, precision), features, workspace / "index")
     print_json(summary) if as_json else say_index(summary)
 
 
@@ -441,7 +439,7 @@ def explain(
     quiet: Quiet = False,
 ) -> None:
     """Draw which patches the queries look at, which query answers a text, and what speaks for a match."""
-    from .pipeline.device import resolve_device, resolve_precision
+    from .pipeline.device import resolve_device
     from .pipeline.features import Features
     from .retrieval.explain import explain
     from .retrieval.heatmaps import draw_explanation
@@ -449,7 +447,7 @@ def explain(
     from .retrieval.runs import check_features, open_run
 
     on = resolve_device(device)
-    opened = open_run(run_folder(workspace, run), on, resolve_precision(precision, on))
+    opened = open_run(run_folder(workspace, run), on, precision)
     if Path(image).is_file():
         with Display(quiet) as display:
             display.say(f"encoding {image}")
@@ -477,7 +475,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Retrieval metrics on a split: the encoder's own zero-shot scores, ITC, and ITC re-ranked by ITM."""
-    from .pipeline.device import resolve_device, resolve_precision
+    from .pipeline.device import resolve_device
     from .pipeline.features import Features
     from .retrieval.evaluate import evaluate_retrieval
     from .retrieval.runs import latest_run, open_run
@@ -487,7 +485,7 @@ def evaluate(
     chosen = run_folder(workspace, run) if run or latest_run(workspace / "runs") else None
     with Display(quiet) as display:
         display.say(f"evaluating {chosen or 'the encoder alone (no run yet)'} on the {split} split")
-        opened = open_run(chosen, on, resolve_precision(precision, on)) if chosen else None
+        opened = open_run(chosen, on, precision) if chosen else None
         summary = evaluate_retrieval(features, split, opened, on, rerank)
     print_json(summary) if as_json else say_eval(summary)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..pipeline.device import resolve_precision
 from ..pipeline.errors import EncoderError, QfError
 from ..pipeline.features import Features
 from ..pipeline.text_tower import TextTower
@@ -46,7 +45,7 @@ class Searcher:
     def open(cls, folder: Path, device: torch.device, precision: str) -> "Searcher":
         """The index at `folder`, its run and its features. ArtifactError if they no longer belong together."""
         index = open_index(folder)
-        run = open_run((folder / index.manifest["run"]["path"]).resolve(), device, resolve_precision(precision, device))
+        run = open_run((folder / index.manifest["run"]["path"]).resolve(), device, precision)
         features = Features((folder / index.manifest["features"]["path"]).resolve())
         check_origin(folder, index.manifest, run.manifest["sha256"], features)
         return cls(index, features, device, run)

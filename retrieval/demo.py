@@ -59,7 +59,7 @@ def demo(
     features = Features(workspace / "features")
     watch.say("training a Q-Former on the cached features")
     trained = train(features, workspace / "runs" / "demo", config, device, report=watch.training)
-    run = open_run(workspace / "runs" / "demo", device, resolve_precision(precision, device))
+    run = open_run(workspace / "runs" / "demo", device, precision)
     watch.say("indexing")
     indexed = build_index(run, features, workspace / "index")
     watch.say(f"evaluating on the test split, re-ranking the best {RERANK}")

@@ -162,11 +162,10 @@ def watched(model: QFormer) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 def looks_of(model: QFormer, image: ImageEncoding, passed: Sequence[tuple[Tensor, Tensor]]) -> list[Look]:
     """The cross-attentions of a pass over one image, from what `watched` saw of it."""
-    crossing = [
-        (layer.crossattention, cross) for layer, cross in zip(model.qformer.encoder.layers(), image.cross, strict=True)
-    ]
+    layers = zip(model.qformer.encoder.layers(), image.cross, strict=True)
+    crossing = [(layer.crossattention, cross) for layer, cross in layers if layer.crossattention and cross]
     looks = []
-    for (module, cross), (context, hidden) in zip([(m, c) for m, c in crossing if m and c], passed, strict=True):
+    for (module, cross), (context, hidden) in zip(crossing, passed, strict=True):
         query = module.attention.project(hidden[None], module.attention.query).squeeze(2).transpose(1, 2)
         key, value = cross
         looks.append(Look(query.detach().float(), key.detach().float(), value.detach().float(), context))

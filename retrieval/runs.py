@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..pipeline.artifacts import MANIFEST, read_manifest
+from ..pipeline.device import resolve_precision
 from ..pipeline.errors import ArtifactError
 from ..pipeline.features import Features
 from ..trainer.embed import Embedder
@@ -23,11 +24,13 @@ class Run:
     embedder: Embedder
 
 
-def open_run(folder: Path, device: torch.device, dtype: torch.dtype) -> Run:
-    """The model of a run on a device. ArtifactError if the run is unfinished or damaged."""
+def open_run(folder: Path, device: torch.device, precision: str) -> Run:
+    """The model of a run on a device, to compute in `precision` (see `resolve_precision`). ArtifactError if the run is unfinished or
+    damaged."""
     manifest = read_manifest(folder, "run")
     model = load_qformer(folder).to(device)
     tokens = Tokens.load(folder / "tokenizer.json")
+    dtype = resolve_precision(precision, device)
     return Run(folder, manifest, Embedder(model, tokens, device, dtype, manifest["train"]["max_text_length"]))
 
 

@@ -198,7 +198,5 @@ def trained(features):
     workspace = features.folder.parent
     cpu = torch.device("cpu")
     train(features, workspace / "runs" / "stage1", TrainConfig(**TINY), cpu)
-    build_index(
-        open_run(workspace / "runs" / "stage1", cpu, torch.float32), Features(features.folder), workspace / "index"
-    )
+    build_index(open_run(workspace / "runs" / "stage1", cpu, "float32"), Features(features.folder), workspace / "index")
     return workspace

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def run(trained):
-    return open_run(trained / "runs" / "stage1", CPU, torch.float32)
+    return open_run(trained / "runs" / "stage1", CPU, "float32")
 
 
 def test_every_scorer_against_a_plain_count(trained, run):

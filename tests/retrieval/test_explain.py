@@ -143,7 +143,7 @@ def test_tokens_that_are_no_grid_are_refused():
 
 
 def test_a_file_and_its_key_give_the_same(trained, tmp_path):
-    run = open_run(trained / "runs" / "stage1", CPU, torch.float32)
+    run = open_run(trained / "runs" / "stage1", CPU, "float32")
     features = Features(trained / "features")
     draw("red", "bar").save(tmp_path / "photo.png")
     fresh = explain(run, encode_picture(tmp_path / "photo.png", run.manifest["encoder"], CPU), "a red bar")

@@ -27,7 +27,7 @@ def workspace(trained, tmp_path):
 def test_the_index_holds_every_query_embedding_and_caption(trained):
     index = open_index(trained / "index")
     features = Features(trained / "features")
-    run = open_run(trained / "runs" / "stage1", CPU, torch.float32)
+    run = open_run(trained / "runs" / "stage1", CPU, "float32")
     images = run.embedder.images(features, features.rows()).numpy()
     assert np.allclose(index.images.reconstruct_n(0, index.images.ntotal).reshape(images.shape), images, atol=1e-6)
     texts = run.embedder.texts(index.captions).numpy()
@@ -56,7 +56,7 @@ def test_other_features_are_refused(workspace, pictures, onnx_folder):
     with pytest.raises(ArtifactError, match="built from other features"):
         Searcher.open(workspace / "index", CPU, "float32")
     with pytest.raises(ArtifactError, match=r"trained on features of encoder .* \(sha256"):
-        check_features(open_run(workspace / "runs" / "stage1", CPU, torch.float32), other)
+        check_features(open_run(workspace / "runs" / "stage1", CPU, "float32"), other)
 
 
 def test_a_damaged_index_is_refused(workspace):
