@@ -105,7 +105,7 @@ class Plain(nn.Module):
         rows = torch.arange(len(image), device=image.device)
         if negatives is None:
             negatives = hard_negatives(similarity, positive, rows, rows)
-        pair_images, pair_texts, matches = itm_pairs(rows, rows, negatives)
+        pair_images, pair_texts, matches = itm_pairs(positive, rows, rows, negatives)
         ids, mask = input_ids[pair_texts], attention_mask[pair_texts]
         queries = self.query_tokens.expand(len(ids), -1, -1)
         seen = mask.new_ones(queries.shape[:2])

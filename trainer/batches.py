@@ -94,7 +94,7 @@ class Batches:
 
     Each image brings `captions_per_image` of its captions (0: all), the first `matched_captions` (0: all) of them also for
     matching and generation; over the epochs every caption comes equally often to both. Where the features hold augmented
-    views, each epoch takes another one of an image, and the plain picture in its turn.
+    views, each epoch takes another one of an image, and the plain picture in its turn; every caption comes with every view.
 
     Of `world_size` processes each gets the features of the images that are its `rank`'s, in parts of `part_size`: together
     they see what one alone would. The captions are everyone's.
@@ -165,19 +165,22 @@ class Batches:
         chosen = self.order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
         chosen = np.sort(chosen)  # reads go forward
         own = chosen[self.rank * self.share : (self.rank + 1) * self.share]
-        encoded = self.source(own, (self.first_views[own] + epoch) % self.views, self.empty)
+        # views go with captions in turn, and a view further once the same pairs would come again
+        rounds = epoch // np.lcm(self.views, self.counts[own])
+        encoded = self.source(own, (self.first_views[own] + epoch + rounds) % self.views, self.empty)
 
         there = self.counts[chosen]
         count = np.minimum(self.captions_per_image or there, there)  # (B,): captions of each
         matched = np.minimum(self.matched_captions or count, count)
-        # in the image's own order, which begins again at its end
-        first = epoch * np.where(count < there, count, matched)
+        # in the image's own order, which begins again at its end; where that is how it began, one caption further
+        turn, pace = epoch % there, np.where(count < there, count, matched)
+        first = turn * pace + turn // (there // np.gcd(pace, there))
         image_rows = np.repeat(np.arange(len(chosen)), count)  # (M,)
-        turn = np.arange(len(image_rows)) - (np.cumsum(count) - count)[image_rows]  # 0, 1 … of each image
-        captions = self.captions[self.firsts[chosen][image_rows] + (first[image_rows] + turn) % there[image_rows]]
+        nth = np.arange(len(image_rows)) - (np.cumsum(count) - count)[image_rows]  # 0, 1 … of each image
+        captions = self.captions[self.firsts[chosen][image_rows] + (first[image_rows] + nth) % there[image_rows]]
         lengths = self.lengths[captions]
         longest = lengths.max(initial=1)
-        matched_texts = np.flatnonzero(turn < matched[image_rows])
+        matched_texts = np.flatnonzero(nth < matched[image_rows])
         return Batch(
             {name: self._move(column) for name, column in encoded.items()},
             self._move(self.input_ids[captions, :longest].astype(np.int64)),

@@ -66,9 +66,10 @@ def hard_negatives(
     """For each of `texts` (m,) an image, and for its image a text, that do not belong together: rows (m,), (m,).
 
     A share `hardness` of them is drawn with the probabilities that the contrast gives (BLIP-2's choice): the more alike,
-    the more often; the others evenly. `similarity`, `positive` (B, M)."""
+    the more often; the others evenly. `similarity`, `positive` (B, M). Where all belong together, any is drawn."""
 
     def weights(logits: Tensor, forbidden: Tensor) -> Tensor:  # of a diverged run too: its loss will tell
+        forbidden = forbidden & ~forbidden.all(1, keepdim=True)
         hard = (logits.nan_to_num().softmax(1) + PROBABILITY_FLOOR).masked_fill(forbidden, 0)
         even = (~forbidden).to(hard.dtype)
         return torch.lerp(even / even.sum(1, keepdim=True), hard / hard.sum(1, keepdim=True), hardness)
@@ -79,13 +80,15 @@ def hard_negatives(
     return negative_image.squeeze(1), negative_text.squeeze(1)
 
 
-def itm_pairs(image_rows: Tensor, texts: Tensor, negatives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def itm_pairs(
+    positive: Tensor, image_rows: Tensor, texts: Tensor, negatives: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Image rows and text rows (3m,) of the pairs to match, and which do: `texts` (m,) with their images, with negative
-    images, and negative texts with their images."""
+    images, and negative texts with their images. `positive` (B, M)."""
     negative_image, negative_text = negatives
     own = image_rows[texts]
-    matches = torch.arange(3 * len(texts), device=texts.device) < len(texts)
-    return torch.cat([own, negative_image, own]), torch.cat([texts, texts, negative_text]), matches
+    images, texts = torch.cat([own, negative_image, own]), torch.cat([texts, texts, negative_text])
+    return images, texts, positive[images, texts]
 
 
 def itm_loss(
@@ -151,7 +154,7 @@ def stage1_losses(
     if "loss_itm" in losses:
         if negatives is None:
             negatives = hard_negatives(similarity, positive, image_rows, matched, hardness)
-        images, texts, matches = itm_pairs(image_rows, matched, negatives)
+        images, texts, matches = itm_pairs(positive, image_rows, matched, negatives)
         out["loss_itm"] = itm_loss(model, image, images, input_ids[texts], attention_mask[texts], matches)
     if "loss_itg" in losses:
         out["loss_itg"] = itg_loss(model, image, image_rows[matched], input_ids[matched], attention_mask[matched])

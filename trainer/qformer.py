@@ -175,7 +175,7 @@ def _thin(x: Tensor, bits: Tensor, p: float) -> Tensor:
 
 def _end(x: Tensor, residual: Tensor, bits: Tensor, p: float, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The end of a block in training, as one function to compile: its random numbers are drawn before."""
-    return F.layer_norm(_thin(x, bits, p) + residual, x.shape[-1:], weight, bias, eps)
+    return F.layer_norm(_thin(x, bits, p) + residual, x.shape[-1:], weight, bias, eps).to(x.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> Tensor:
@@ -229,7 +229,7 @@ class _Residual(nn.Module):
         if self.compiled is not None and self.training and self.dropout:
             return self.compiled(x, residual, _random_bits(x), self.dropout, norm.weight, norm.bias, norm.eps)
         out: Tensor = norm(dropout(x, self.dropout, self.training) + residual)
-        return out
+        return out.to(x.dtype)  # where autocast makes it float32, as on CUDA
 
 
 class _Attention(nn.Module):

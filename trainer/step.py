@@ -84,7 +84,7 @@ class Stage1(nn.Module):
 
     @torch.no_grad()
     def contrast(self, batch: Batch, image_features: Tensor, texts: Tensor, moment: Moment) -> Contrast:
-        """From the features of all parts of this process, (·, Q, E) and (·, E)."""
+        """From the features of all parts of this process, (·, Q, E) and (·, E); in float32, or maxima would tie."""
         counts = [len(image_features)] * self.processes.count
         leaves = [
             self.processes.gather(image_features.detach(), counts),
@@ -93,7 +93,7 @@ class Stage1(nn.Module):
         ]
         image_id = torch.arange(len(leaves[0]), device=texts.device)
         positive = positives(image_id, batch.image_rows, batch.text_id)  # (B, M)
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(texts.device.type, enabled=False):
             images, texts, temp = [leaf.requires_grad_() for leaf in leaves]
             similarity = similarities(images, texts) / temp  # (B, M)
             loss = itc_loss(similarity, positive)
@@ -105,7 +105,7 @@ class Stage1(nn.Module):
                 similarity.detach(), positive, batch.image_rows, batch.matched, moment.hardness, generator
             )
             drawn = self.processes.from_first(torch.stack(negatives))
-            pairs = itm_pairs(batch.image_rows, batch.matched, (drawn[0], drawn[1]))
+            pairs = itm_pairs(positive, batch.image_rows, batch.matched, (drawn[0], drawn[1]))
         return Contrast(loss.detach(), gradients[0], gradients[1], gradients[2], pairs)
 
     def forward(

@@ -1,5 +1,6 @@
 from collections import Counter
 from itertools import chain, permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,57 @@ def test_all_captions_are_matched_over_the_epochs(features, tokens):
         assert batch.image_rows[batch.matched].tolist() == [0, 1, 2, 3]
         seen.update(tuple(batch.input_ids[m][batch.attention_mask[m].bool()].tolist()) for m in batch.matched)
     assert seen == Counter(tuple(i) for row in features.rows("train") for i in tokens.ids(features.captions[row], 16))
+
+
+class Table:
+    """Features of nothing but captions: `counts` of them an image; the tokens tell image and view."""
+
+    folder, views = Path("features"), 0
+
+    def __init__(self, counts, views=0):
+        self.captions = [[f"w{image} x{number}" for number in range(count)] for image, count in enumerate(counts)]
+        self.views = views
+
+    def shard_numbers(self, rows):
+        return np.zeros(len(rows), int)
+
+    def encoded(self, rows, views, empty):
+        return {"tokens": torch.from_numpy(np.stack([rows, views], 1)[:, None].astype(np.float32))}
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    st.integers(0, 4),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_caption_meets_every_view(counts, views, captions_per_image, matched_captions):
+    """After as many epochs as an image has captions and views, each of its captions was matched with each of them, and each
+    pair equally often."""
+    features = Table(counts, views)
+    texts = [caption for captions in features.captions for caption in captions]
+    tokens = Tokens.train(texts, 200)
+    batches = Batches(
+        features,
+        np.arange(len(counts)),
+        tokens,
+        batch_size=len(counts),
+        captions_per_image=captions_per_image,
+        matched_captions=matched_captions,
+        max_text_length=8,
+        seed=0,
+    )
+    names = {tuple(ids): text for ids, text in zip(tokens.ids(texts, 8), texts, strict=True)}
+    for image, count in enumerate(counts):
+        seen = Counter()
+        for epoch in range(count * (1 + views)):
+            batch = batches.batch(epoch)
+            view = int(batch.encoded["tokens"][image, 0, 1])
+            _, matched = captions_of(batch)
+            seen.update((view, names[tuple(ids)]) for row, ids in matched if row == image)
+        assert len(seen) == count * (1 + views)
+        assert len(set(seen.values())) == 1
 
 
 def test_a_batch_is_a_function_of_the_step(features, tokens):

@@ -60,16 +60,28 @@ def test_easy_negatives_are_drawn_evenly():
 
 def test_matching_pairs():
     images, texts, matches = itm_pairs(
-        torch.tensor([0, 1]), torch.arange(2), (torch.tensor([1, 0]), torch.tensor([1, 0]))
+        torch.eye(2, dtype=torch.bool), torch.tensor([0, 1]), torch.arange(2), (torch.tensor([1, 0]), torch.tensor([1, 0]))
     )
     assert images.tolist() == [0, 1, 1, 0, 0, 1]
     assert texts.tolist() == [0, 1, 0, 1, 1, 0]
     assert matches.tolist() == [True, True, False, False, False, False]
+    image_rows = torch.tensor([0, 0, 1, 1])
+    positive = torch.arange(2)[:, None] == image_rows
     images, texts, _ = itm_pairs(
-        torch.tensor([0, 0, 1, 1]), torch.tensor([1, 2]), (torch.tensor([1, 0]), torch.tensor([3, 0]))
+        positive, image_rows, torch.tensor([1, 2]), (torch.tensor([1, 0]), torch.tensor([3, 0]))
     )
     assert images.tolist() == [0, 1, 1, 0, 0, 1]
     assert texts.tolist() == [1, 2, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("hardness", [0.0, 1.0])
+def test_where_every_text_fits_every_picture_all_pairs_match(hardness):
+    positive, rows = torch.ones(3, 3, dtype=torch.bool), torch.arange(3)
+    positive[0, 1] = False  # but one: that text is the only negative of image 0, and image 0 that text's
+    negatives = hard_negatives(torch.zeros(3, 3), positive, rows, rows, hardness)
+    images, texts, matches = itm_pairs(positive, rows, rows, negatives)
+    assert matches.tolist() == positive[images, texts].tolist()
+    assert [(int(i), int(t)) for i, t in zip(images[~matches], texts[~matches], strict=True)] == [(0, 1), (0, 1)]
 
 
 @given(

@@ -92,7 +92,7 @@ def long_way(model, embeds, ids, mask, negatives):
     positive = torch.arange(len(images))[:, None] == ROWS[None]
     loss_itc = itc_loss(similarities(image_features, text_features) / model.temp, positive)
 
-    pair_images, pair_texts, matches = itm_pairs(ROWS, torch.arange(len(texts)), negatives)
+    pair_images, pair_texts, matches = itm_pairs(positive, ROWS, torch.arange(len(texts)), negatives)
     logits = []
     for image, text in zip(pair_images.tolist(), pair_texts.tolist(), strict=True):
         hidden = torch.cat([queries, embed(texts[text])])
