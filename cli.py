@@ -256,11 +256,11 @@ def train(
         float,
         typer.Option(min=0, max=1, help="Share of the rest in which negatives go from random to hard; BLIP-2: 0."),
     ] = DEFAULTS.easy_negatives,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULTS.lr,
+    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = DEFAULTS.lr,
     warmup_steps: Annotated[
         int, typer.Option(min=0, help="Steps of warm-up, a quarter of all at most.")
     ] = DEFAULTS.warmup_steps,
-    weight_decay: Annotated[float, typer.Option(help="On matrices.")] = DEFAULTS.weight_decay,
+    weight_decay: Annotated[float, typer.Option(min=0, help="On matrices.")] = DEFAULTS.weight_decay,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="In the Q-Former.")] = DEFAULTS.dropout,
     token_dropout: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of an image's tokens left out of each step.")

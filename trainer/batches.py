@@ -123,11 +123,11 @@ class Batches:
             raise TrainingError(
                 f"{features.folder} has {len(rows)} training images; contrastive training needs at least 2"
             )
-        self.batch_size = min(batch_size, len(rows))
-        if self.batch_size % world_size:
+        self.batch_size = min(batch_size, len(rows) // world_size * world_size)
+        if self.batch_size % world_size or not self.batch_size:
             raise TrainingError(
-                f"a batch of {self.batch_size} images cannot be shared evenly by {world_size} processes; "
-                f"use a --batch-size that is a multiple of {world_size}"
+                f"a batch of {min(batch_size, len(rows))} images cannot be shared evenly by {world_size} processes; "
+                f"use a --batch-size that is a multiple of {world_size}, and at least as many training images"
             )
         self.share = self.batch_size // world_size  # images of a batch that a process holds
         self.part_size = part_size or self.share

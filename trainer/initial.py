@@ -40,6 +40,11 @@ def make_model(config: TrainConfig, features: Features, captions: list[str]) -> 
             }
         )
     )
+    if config.max_text_length > model.config.max_position_embeddings:
+        raise TrainingError(
+            f"--max-text-length {config.max_text_length}: texts of this model have "
+            f"{model.config.max_position_embeddings} positions at most"
+        )
     if weights is not None:
         fill(model, weights)
     return model, tokens

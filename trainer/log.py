@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ def summary_writer() -> type:
     return SummaryWriter
 
 
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl, up to one that was cut off as it was written."""
+    with suppress(json.JSONDecodeError):
+        yield from map(json.loads, path.read_text().splitlines() if path.is_file() else [])
+
+
 class Log:
     """The lines of metrics.jsonl in the run `folder`, of which a run that goes on from step `start` takes away those after it.
 
@@ -32,8 +39,7 @@ class Log:
         self, folder: Path, start: int, seconds: float, total: int, report: Report, writer: type | None
     ) -> None:
         path = folder / "metrics.jsonl"
-        old = path.read_text().splitlines() if start and path.is_file() else []
-        kept = [line for line in map(json.loads, old) if line["step"] <= start]
+        kept = [line for line in _lines(path) if line["step"] <= start] if start else []
         with atomic_file(path) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run

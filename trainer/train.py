@@ -176,30 +176,32 @@ def train(
         finished = processes.first and _finished(folder, settings, overwrite)
         if not processes.agree(finished, device):
             torch.manual_seed(config.seed)
-            captions = [caption for row in features.rows("train") for caption in features.captions[row]]
-            model, tokens = make_model(config, features, captions)
+            rows = features.rows("train")
+            model, tokens = make_model(config, features, [text for row in rows for text in features.captions[row]])
+            cache = partial(cached, processes=processes.count, say=say) if cache_on_device else None
+            batches = make_batches(config, features, rows, tokens, device, processes, cache) if config.epochs else None
             if processes.first:
+                if overwrite or not steps(folder / "checkpoints"):
+                    _clear(folder)
                 write_json(folder / "config.json", settings)
                 tokens.save(folder / "tokenizer.json")
+            processes.agree(True, device)  # the others wait for that
             open_log = partial(Log, report=report, writer=writer)
-            cache = partial(cached, processes=processes.count, say=say) if cache_on_device else None
-            _train(features, folder, config, model, tokens, device, dtype, processes, cache, open_log)
-        processes.agree(True, device)  # the others wait for the manifest
+            if batches:
+                embedder = Embedder(model.to(device), tokens, device, dtype, config.max_text_length)
+                _train(features, folder, config, embedder, batches, processes, open_log)
+            elif processes.first:  # the weights as they came
+                with open_log(folder, 0, 0.0, 0):
+                    _finish(folder, model, features, config)
+        processes.agree(True, device)  # and for the manifest
         return _summary(folder, read_manifest(folder, "run"))
 
 
 def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the run is there already. Clears it for --overwrite; ArtifactError if it is another one."""
+    """Whether the run is there already and stays. ArtifactError if it is another one, finished or with a checkpoint."""
     if overwrite:
-        for path in [
-            folder / MANIFEST,
-            *folder.glob("*.*"),
-            *folder.glob("checkpoints/*"),
-            *folder.glob(f"{TENSORBOARD}/*"),
-        ]:
-            if path.name != LOCK:
-                path.unlink(missing_ok=True)
-    elif (folder / "config.json").is_file():
+        return False
+    if has_manifest(folder) or steps(folder / "checkpoints"):
         changed = difference(read_json(folder / "config.json"), settings)
         if changed:
             raise ArtifactError(
@@ -208,30 +210,25 @@ def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     return has_manifest(folder)
 
 
-def _train(
-    features: Features,
-    folder: Path,
+def _clear(folder: Path) -> None:
+    """Take away a run. Wherever that is interrupted, what is left is unfinished, and no checkpoint outlives its settings."""
+    config, insides = folder / "config.json", [*folder.glob("checkpoints/*"), *folder.glob(f"{TENSORBOARD}/*")]
+    others = [path for path in folder.glob("*.*") if path.name != LOCK and path != config]
+    for path in [folder / MANIFEST, *insides, *others, config]:
+        path.unlink(missing_ok=True)
+
+
+def make_batches(
     config: TrainConfig,
-    model: QFormer,
+    features: Features,
+    rows: np.ndarray,
     tokens: Tokens,
     device: torch.device,
-    dtype: torch.dtype,
     processes: Processes,
     cache: Callable[..., Source | None] | None,
-    open_log: Callable[..., Log],
-) -> None:
-    if config.epochs == 0:  # the weights as they came
-        if processes.first:
-            with open_log(folder, 0, 0.0, 0):
-                _finish(folder, model, features, config)
-        return
-    model = model.to(device)
-    model.gradient_checkpointing = config.gradient_checkpointing
-    if config.compile:
-        model.compile_blocks()
-    optimizer = make_optimizer(model, config)
-    rows = features.rows("train")
-    batches = Batches(
+) -> Batches:
+    """The batches of a run for this process; TrainingError as of `Batches`."""
+    return Batches(
         features,
         rows,
         tokens,
@@ -247,13 +244,28 @@ def _train(
         device=device,
         source=cache(features, rows, device) if cache else None,
     )
-    embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
+
+
+def _train(
+    features: Features,
+    folder: Path,
+    config: TrainConfig,
+    embedder: Embedder,
+    batches: Batches,
+    processes: Processes,
+    open_log: Callable[..., Log],
+) -> None:
+    model, device = embedder.model, embedder.device
+    model.gradient_checkpointing = config.gradient_checkpointing
+    if config.compile:
+        model.compile_blocks()
+    optimizer = make_optimizer(model, config)
     validation = Validation.of(features, "val", config.max_val_images)
-    steps_per_epoch = max(1, batches.steps_per_epoch // config.accumulate)
+    steps_per_epoch = batches.steps_per_epoch / config.accumulate
     total = max(1, round(config.epochs * steps_per_epoch))
-    validate_every = config.validate_every or steps_per_epoch
+    validate_every = config.validate_every or max(1, round(steps_per_epoch))
     names = chosen_losses(config)
-    stage: nn.Module = Stage1(model, processes, dtype, config.token_dropout, config.seed)
+    stage: nn.Module = Stage1(model, processes, embedder.dtype, config.token_dropout, config.seed)
     stage = processes.wrap(stage, all_used=names == list(LOSSES) and not contrast_steps(total, config))
 
     checkpoints = folder / "checkpoints"
@@ -405,7 +417,7 @@ def _finish(
     config: TrainConfig,
     progress: Progress | None = None,
     total: int = 0,
-    steps_per_epoch: int = 1,
+    steps_per_epoch: float = 1.0,
 ) -> None:
     """The best weights become the run's, the curves are drawn, the manifest is written."""
     progress = progress or Progress()

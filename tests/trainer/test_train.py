@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from qf.pipeline.errors import ArtifactError, TrainingError
+from qf.pipeline.errors import ArtifactError, EncoderError, TrainingError
 from qf.trainer.config import TrainConfig
 from qf.trainer.curves import draw_curves
 from qf.trainer.step import drop_tokens
@@ -100,6 +100,57 @@ def test_a_finished_run_is_kept_and_another_is_refused(features, tmp_path):
     with pytest.raises(ArtifactError, match=r"train\.lr was 0\.0005 and is now 1\.0; choose another --name"):
         train(features, tmp_path / "run", replace(config, lr=1.0), CPU)
     train(features, tmp_path / "run", replace(config, lr=1e-3), CPU, overwrite=True)
+
+
+def test_a_run_is_replaced_only_by_one_that_can_start(features, tmp_path):
+    config, run = replace(SMALL, epochs=1), tmp_path / "run"
+    train(features, run, config, CPU)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises((ArtifactError, TrainingError, EncoderError)):
+        train(features, run, replace(config, init=str(tmp_path / "typo")), CPU, overwrite=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    again = train(features, run, replace(config, init=str(run)), CPU, overwrite=True)  # from itself
+    assert json.loads((run / "config.json").read_text())["train"]["init"] == str(run)
+    assert again["steps"] == 3
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_lose(features, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(features, tmp_path / "run", replace(SMALL, checkpoint_every=100), CPU, report=interrupted_at(6))
+    assert (tmp_path / "run" / "config.json").is_file()
+    train(features, tmp_path / "run", replace(SMALL, epochs=1), CPU)
+    assert [line["step"] for line in log_of(tmp_path / "run") if "loss" in line] == [3]
+
+
+def test_a_line_of_the_log_that_was_cut_off_is_written_again(features, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(features, tmp_path / "run", SMALL, CPU, report=interrupted_at(9))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-40])
+    train(features, tmp_path / "run", SMALL, CPU)
+    train(features, tmp_path / "calm", SMALL, CPU)
+    steps, calm = ([line["step"] for line in log_of(tmp_path / name)] for name in ("run", "calm"))
+    assert steps == calm
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 7])
+def test_accumulated_batches_are_not_left_out_of_the_epochs(features, tmp_path, accumulate):
+    """12 images in batches of 4: three an epoch."""
+    summary = train(features, tmp_path / "run", replace(SMALL, epochs=4, accumulate=accumulate), CPU)
+    assert summary["steps"] == round(12 / accumulate)
+    assert summary["epochs"] == pytest.approx(summary["steps"] * accumulate / 3, abs=1e-3)
+
+
+def test_texts_longer_than_the_positions_are_refused(features, tmp_path):
+    with pytest.raises(TrainingError, match="--max-text-length 1000: texts of this model have 512 positions"):
+        train(features, tmp_path / "run", replace(SMALL, max_text_length=1000), CPU)
+
+
+def test_one_caption_for_all_pictures_trains(features, tmp_path, monkeypatch):
+    """Nothing is a negative then; matching still has pairs."""
+    monkeypatch.setattr(features, "captions", [["a photo"]] * len(features.captions), raising=False)
+    summary = train(features, tmp_path / "run", replace(SMALL, epochs=1, contrast_first=0), CPU)
+    assert math.isfinite(summary["loss"])
 
 
 def test_a_killed_run_goes_on_to_the_bit(features, tmp_path):
