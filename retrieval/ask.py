@@ -57,7 +57,7 @@ class Searcher:
             raise EncoderError(
                 f"encoder {features.encoder['id']} has no joint space with text; train a model first: qf train"
             )
-        return cls(make_index(features, features.rows(), features.pooled, None, {}), features, device, None)
+        return cls(make_index(features, features.pooled, None, {}), features, device, None)
 
     def text(self, query: str, k: int, rerank: int = 0) -> list[Answer]:
         """The k images that fit the text best; with `rerank`, that many (at least k) are matched and ordered anew."""
@@ -73,9 +73,8 @@ class Searcher:
         hits = best_distinct(self.index.images, vector, rerank or k, self.index.per_image)
         if self.run is None or not rerank:
             return self._answers(hits, k)
-        rows = self.index.rows.column("row").to_numpy()[hits.items]
-        pairs = np.stack([np.arange(len(rows)), np.zeros(len(rows), np.int64)], 1)
-        itm = self.run.embedder.matching(self.features, rows, [query], pairs).numpy()
+        pairs = np.stack([np.arange(len(hits.items)), np.zeros(len(hits.items), np.int64)], 1)
+        itm = self.run.embedder.matching(self.features, hits.items, [query], pairs).numpy()
         ordered, order = reorder(hits, itm)
         return self._answers(ordered, k, hits.scores[order], itm[order])
 
@@ -106,7 +105,6 @@ class Searcher:
     def _answers(
         self, hits: Hits, k: int, itc: np.ndarray | None = None, itm: np.ndarray | None = None
     ) -> list[Answer]:
-        columns = self.index.rows.take(hits.items[:k]).to_pylist()
         return [
             Answer(
                 rank=n + 1,
@@ -118,5 +116,5 @@ class Searcher:
                 itc=None if itc is None else round(float(itc[n]), 6),
                 itm=None if itm is None else round(float(itm[n]), 6),
             )
-            for n, row in enumerate(columns)
+            for n, row in enumerate(self.index.shows(hits.items[:k]))
         ]

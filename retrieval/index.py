@@ -36,13 +36,17 @@ class Index:
     images: Any  # faiss index of N * per_image vectors
     texts: Any | None  # faiss index of M vectors
     per_image: int
-    rows: pa.Table  # COLUMNS and `row`, the row in the features
+    rows: pa.Table  # COLUMNS, row for row as in the features
     text_rows: np.ndarray  # (M,) position in `rows` of each text's image
     captions: Sequence[str]  # (M,)
     manifest: dict[str, Any]
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
+
+    def shows(self, items: np.ndarray) -> list[dict[str, Any]]:
+        """The rows (n,) of `rows` that hits name. Not by `take`, which joins the chunks: thumbnails of 2 GiB are too many."""
+        return [row for item in items.tolist() for row in self.rows.slice(item, 1).to_pylist()]
 
 
 def flat(vectors: np.ndarray) -> Any:
@@ -53,21 +57,24 @@ def flat(vectors: np.ndarray) -> Any:
 
 
 def make_index(
-    features: Features, rows: np.ndarray, images: np.ndarray, texts: np.ndarray | None, manifest: dict[str, Any]
+    features: Features, images: np.ndarray, texts: np.ndarray | None, manifest: dict[str, Any]
 ) -> Index:
-    """An index in memory of `images` (N, Q, E), or (N, E), and `texts` (M, E): all captions of `rows`, in their order."""
+    """An index in memory of the features' `images` (N, Q, E), or (N, E), and `texts` (M, E): all their captions, in order."""
     per_image = images.shape[1] if images.ndim == 3 else 1
-    table = features.table.select(COLUMNS).take(rows).append_column("row", pa.array(rows, pa.int64()))
-    captions = table.column("captions").to_pylist()
     return Index(
         flat(images.reshape(-1, images.shape[-1])),
         None if texts is None else flat(texts),
         per_image,
-        table,
-        np.repeat(np.arange(len(rows)), [len(c) for c in captions]),
-        [caption for some in captions for caption in some],
+        features.table.select(COLUMNS),
+        *_texts(features.captions),
         manifest,
     )
+
+
+def _texts(captions: list[list[str]]) -> tuple[np.ndarray, list[str]]:
+    """Captions of each image -> (M,) the image of each, and all of them."""
+    owners = np.repeat(np.arange(len(captions)), [len(some) for some in captions])
+    return owners, [caption for some in captions for caption in some]
 
 
 def save_index(index: Index, folder: Path) -> dict[str, Any]:
@@ -107,16 +114,7 @@ def open_index(folder: Path) -> Index:
         raise ArtifactError(f"index {folder} is damaged ({str(error).splitlines()[0][:120]}); {REBUILD}") from error
     if images.ntotal != manifest["vectors"] or texts.ntotal != manifest["texts"] or rows.num_rows != manifest["images"]:
         raise ArtifactError(f"index {folder} is not what its manifest says; {REBUILD}")
-    captions = rows.column("captions").to_pylist()
-    return Index(
-        images,
-        texts,
-        manifest["per_image"],
-        rows,
-        np.repeat(np.arange(len(captions)), [len(c) for c in captions]),
-        [caption for some in captions for caption in some],
-        manifest,
-    )
+    return Index(images, texts, manifest["per_image"], rows, *_texts(rows.column("captions").to_pylist()), manifest)
 
 
 def origin(folder: Path, run: Path, run_sha256: str, features: Features) -> dict[str, Any]:

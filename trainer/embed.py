@@ -1,7 +1,8 @@
 """A trained Q-Former over many images and texts: embeddings, similarities, matching scores. Batched, in evaluation mode."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from ..pipeline.ahead import map_ahead
 from ..pipeline.codecs import Encoded, decode
 from ..pipeline.device import autocast
-from ..pipeline.features import Features
+from ..pipeline.features import Features, empty_array
+from .batches import pinned
 from .objectives import similarities
 from .qformer import ImageEncoding, QFormer
 from .tokens import Tokens
@@ -24,17 +26,21 @@ class Embedder:
     ) -> None:
         self.model, self.tokens, self.device, self.dtype = model, tokens, device, dtype
         self.max_text_length = max_text_length
+        self.empty = pinned if device.type == "cuda" else empty_array
+
+    def images(self, features: Features, rows: np.ndarray) -> Tensor:
+        """Query embeddings (N, Q, E), float32, unit length, of the given rows of the features; on the device."""
+        none = torch.empty(0, self.model.config.num_query_tokens, self.model.config.embed_dim, device=self.device)
+        return torch.cat([none, *self.image_batches(features, rows)])
 
     @torch.no_grad()
-    def images(self, features: Features, rows: np.ndarray, batch_size: int = 128) -> Tensor:
-        """Query embeddings (N, Q, E), float32, unit length, of the given rows of the features; on the device."""
+    def image_batches(self, features: Features, rows: np.ndarray, batch_size: int = 128) -> Iterator[Tensor]:
+        """The same, `batch_size` rows at a time."""
         self.model.eval()
-        parts = [torch.empty(0, self.model.config.num_query_tokens, self.model.config.embed_dim, device=self.device)]
         chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         with ThreadPoolExecutor(1) as pool:
-            for encoded in map_ahead(pool, features.encoded, chunks, 3):
-                parts.append(self._encode(encoded).features)
-        return torch.cat(parts)
+            for encoded in map_ahead(pool, partial(features.encoded, empty=self.empty), chunks, 3):
+                yield self._encode(encoded).features
 
     def image(self, image_embeds: Tensor) -> Tensor:
         """Frozen tokens (B, T, W) of pictures that are in no features folder -> query embeddings (B, Q, E)."""
@@ -43,7 +49,7 @@ class Embedder:
             return self._encode({"tokens": image_embeds}).features
 
     def _encode(self, encoded: Encoded) -> ImageEncoding:
-        image_embeds = decode({name: tensor.to(self.device) for name, tensor in encoded.items()})
+        image_embeds = decode({name: tensor.to(self.device, non_blocking=True) for name, tensor in encoded.items()})
         with autocast(self.device, self.dtype):
             return self.model.encode_image(image_embeds)
 
@@ -85,7 +91,7 @@ class Embedder:
             first, last = np.searchsorted(pairs[by_image, 0], [some[0], some[-1] + 1])
             mine = by_image[first:last]
             mine = mine[np.argsort(lengths[pairs[mine, 1]], kind="stable")]
-            image = self._encode(features.encoded(rows[some]))
+            image = self._encode(features.encoded(rows[some], empty=self.empty))
             for at in range(0, len(mine), pair_batch):
                 now = mine[at : at + pair_batch]
                 image_rows = torch.from_numpy(np.searchsorted(some, pairs[now, 0])).to(self.device)

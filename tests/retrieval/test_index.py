@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from qf.pipeline.artifacts import read_manifest
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features import Features
 from qf.retrieval.ask import Searcher
-from qf.retrieval.index import open_index
+from qf.retrieval.index import COLUMNS, make_index, open_index
 from qf.retrieval.runs import check_features, latest_run, open_run
+from qf.retrieval.search import Hits
 
 from conftest import run_extract  # isort: skip
 
@@ -37,6 +40,24 @@ def test_the_index_holds_every_query_embedding_and_caption(trained):
     )
     manifest = read_manifest(trained / "index", "index")
     assert (manifest["images"], manifest["vectors"], manifest["texts"]) == (24, 24 * 4, 48)
+
+
+def test_thumbnails_may_weigh_more_than_2_gib():
+    """Three chunks of 900 MB that nobody touches, as features have them, a chunk a shard."""
+
+    def shard(number):
+        offsets = np.array([0, 3, 900_000_000], np.int32)
+        data = np.zeros(900_000_000, np.uint8)
+        data[:3] = number
+        binary = pa.Array.from_buffers(pa.binary(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+        names = [f"{number}a", f"{number}b"]
+        return pa.table([names, ["val"] * 2, names, [["x"], ["y"]], binary], list(COLUMNS))
+
+    table = pa.concat_tables([shard(number) for number in range(3)])
+    features = SimpleNamespace(table=table, captions=table.column("captions").to_pylist(), encoder={})
+    index = make_index(features, np.eye(6, dtype=np.float32), None, {})
+    hits = Searcher(index, features, CPU, None)._answers(Hits(np.array([4, 0]), np.array([2.0, 1.0])), 2)
+    assert [(hit.key, hit.thumbnail) for hit in hits] == [("2a", b"\2\2\2"), ("0a", b"\0\0\0")]
 
 
 def test_a_moved_workspace_still_opens(workspace):
