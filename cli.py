@@ -65,7 +65,7 @@ def common(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Options of every command; `main` looks at --debug itself."""
+    """Options of every command; `main` takes --debug itself, wherever it stands."""
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def demo(
     workspace: Workspace = HERE / "demo",
     epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 8,
     scenes: Annotated[
-        int, typer.Option(min=8, help="Training scenes, besides 250 to validate and 500 to test.")
+        int, typer.Option(min=48, help="Training scenes, besides 250 to validate and 500 to test.")
     ] = 4000,
     seed: Annotated[int, typer.Option(help="Seed of training.")] = 0,
     device: Device = "auto",
@@ -136,6 +136,9 @@ def extract(
     test_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Share to test on, where no split is named.")
     ] = 0.0,
+    redraw_splits: Annotated[
+        bool, typer.Option("--redraw-splits", help="Draw the splits by these shares, whatever the data names.")
+    ] = False,
     codec: Annotated[
         str, typer.Option(help="How features are stored: float32, float16, int8 (half of float16) or int4.")
     ] = "float16",
@@ -169,7 +172,8 @@ def extract(
     from .pipeline.datasets import read
     from .pipeline.records import ReadOptions
 
-    options = ReadOptions(images, image_column, caption_column, split_column, key_column, val_fraction, test_fraction)
+    columns = (image_column, caption_column, split_column, key_column)
+    options = ReadOptions(images, *columns, val_fraction, test_fraction, redraw_splits)
     with Display(quiet) as display:
         display.say(f"reading {source}")
         dataset = read(Path(source), options)
@@ -389,6 +393,10 @@ def search(
         raise typer.BadParameter('give either a text, as in qf search "a dog on a beach", or --image FILE')
     if find not in ("images", "text"):
         raise typer.BadParameter("--find is images or text")
+    if image is None and find == "text":
+        raise typer.BadParameter("--find text finds captions for a picture: give --image FILE instead of a text")
+    if image is not None and rerank:
+        raise typer.BadParameter("--rerank matches pictures with a text: it does not go with --image")
     from .pipeline.artifacts import has_manifest
     from .pipeline.device import resolve_device
     from .pipeline.features import Features
@@ -486,7 +494,7 @@ def evaluate(
     with Display(quiet) as display:
         display.say(f"evaluating {chosen or 'the encoder alone (no run yet)'} on the {split} split")
         opened = open_run(chosen, on, precision) if chosen else None
-        summary = evaluate_retrieval(features, split, opened, on, rerank)
+        summary = evaluate_retrieval(features, split, opened, on, rerank, display.say)
     print_json(summary) if as_json else say_eval(summary)
 
 
@@ -903,7 +911,7 @@ def one_line_errors(debug: bool) -> Iterator[None]:
     except RuntimeError as error:
         if debug or type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for its name
             raise
-        fail("the device is out of memory; use a smaller --batch-size, or --device cpu")
+        fail("the device is out of memory; use a smaller --batch-size where there is one, or --device cpu")
     except SystemExit as error:
         if error.code == 130:  # typer turns an interrupt into this
             print("qf: interrupted; run the same command to go on", file=sys.stderr)
@@ -918,8 +926,9 @@ def fail(message: str) -> None:
 def main() -> None:
     """Entry point of the `qf` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    with one_line_errors("--debug" in sys.argv):
-        app()
+    debug = "--debug" in sys.argv  # anywhere, and no option of a command
+    with one_line_errors(debug):
+        app([argument for argument in sys.argv[1:] if argument != "--debug"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ about what the texts take, and 100 bytes a record.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import overload
 
@@ -43,15 +43,12 @@ class Catalogue(Sequence[Record]):
     """Records in their order, counted and checked: DatasetError if two have one key.
 
     `sha256` is that of the JSON list of `[key, image, captions, split]`; `splits` and `captions` count, split by split,
-    the records without a problem and their captions."""
+    the records without a problem and their captions. Where these all are of `train`, `draw` gives every key its split."""
 
-    def __init__(self, records: Iterable[Record]) -> None:
+    def __init__(self, records: Iterable[Record], draw: Callable[[str], str] | None = None) -> None:
         self._places: dict[Place, int] = {}
-        self._length = 0
-        self.splits = dict.fromkeys(SPLIT_NAMES, 0)
-        self.captions = dict.fromkeys(SPLIT_NAMES, 0)
-        self.first_problem = ""
-        digest = hashlib.sha256(b"[")
+        self._draw: Callable[[str], str] | None = None
+        tally = _Tally()
         hashes: list[np.ndarray] = []  # of keys, a uint64 each
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -62,17 +59,20 @@ class Catalogue(Sequence[Record]):
                 except UnicodeEncodeError:
                     rows = [_encodable(row) for row in rows]
                     batch = self._batch(rows)
-                listed = json.dumps([(r.key, r.image, r.captions, r.split) for r in rows])
-                digest.update((b", " if hashes else b"") + listed[1:-1].encode())
                 hashes.append(pl.Series(batch["key"]).hash().to_numpy())
-                self._count(rows)
+                tally.add(rows)
                 yield batch
 
         self._reader = spool(COLUMNS, batches())
-        digest.update(b"]")
-        self.sha256 = digest.hexdigest()
+        self._length = tally.length
         self._places_by_number = list(self._places)
         self._check_unique(hashes)
+        if draw and tally.splits["train"] == sum(tally.splits.values()):
+            self._draw, tally = draw, _Tally()
+            for start in range(0, len(self), BATCH):
+                tally.add(self[start : start + BATCH])
+        self.splits, self.captions, self.first_problem = tally.splits, tally.captions, tally.first_problem
+        self.sha256 = tally.sha256
 
     def _batch(self, rows: list[Record]) -> pa.RecordBatch:
         packed = [_pack(row) for row in rows]
@@ -89,15 +89,6 @@ class Catalogue(Sequence[Record]):
         ]
         arrays = [pa.array(values, field.type) for values, field in zip(columns, COLUMNS, strict=True)]
         return pa.record_batch(arrays, schema=COLUMNS)
-
-    def _count(self, rows: list[Record]) -> None:
-        self._length += len(rows)
-        for row in rows:
-            if row.problem:
-                self.first_problem = self.first_problem or f"{row.image or row.key}: {row.problem}"
-            else:
-                self.splits[row.split] += 1
-                self.captions[row.split] += len(row.captions)
 
     def _check_unique(self, hashes: list[np.ndarray]) -> None:
         """Keys whose hashes meet are compared themselves."""
@@ -142,8 +133,37 @@ class Catalogue(Sequence[Record]):
                 source = None
                 if place >= 0:
                     source = _unpack(self._places_by_number[place], image if name is None else name, offset, extent)
-                yield Record(key, image, source, tuple(captions), SPLIT_NAMES[split], problem)
+                named = SPLIT_NAMES[split] if self._draw is None else self._draw(key)
+                yield Record(key, image, source, tuple(captions), named, problem)
             start += len(batch)
+
+
+class _Tally:
+    """What extraction needs to know of all records; they come in their order."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.splits = dict.fromkeys(SPLIT_NAMES, 0)
+        self.captions = dict.fromkeys(SPLIT_NAMES, 0)
+        self.first_problem = ""
+        self._digest = hashlib.sha256(b"[")
+
+    def add(self, rows: list[Record]) -> None:
+        listed = json.dumps([(r.key, r.image, r.captions, r.split) for r in rows])
+        self._digest.update((b", " if self.length else b"") + listed[1:-1].encode())
+        self.length += len(rows)
+        for row in rows:
+            if row.problem:
+                self.first_problem = self.first_problem or f"{row.image or row.key}: {row.problem}"
+            else:
+                self.splits[row.split] += 1
+                self.captions[row.split] += len(row.captions)
+
+    @property
+    def sha256(self) -> str:
+        whole = self._digest.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
 
 
 def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:

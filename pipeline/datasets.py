@@ -21,7 +21,7 @@ from .catalogue import Catalogue
 from .errors import DatasetError
 from .folders import metadata_of, read_metadata, read_sidecars
 from .parquet import read_parquet
-from .records import IMAGE_SUFFIXES, ReadOptions, Record
+from .records import IMAGE_SUFFIXES, ReadOptions, Record, split_of
 from .rows import is_json_lines, json_lines
 from .tables import TABLES, read_rows, read_table
 from .tars import COMPRESSED, read_tars
@@ -58,7 +58,8 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
             if not os.path.exists(path):
                 raise DatasetError(f"{path} does not exist; give {EXPECTED}")
     kind, found, records = _read_folder(source, options) if source.is_dir() else _read_files(paths, options)
-    catalogue = Catalogue(records)
+    fractions = options.val_fraction + options.test_fraction
+    catalogue = Catalogue(records, (lambda key: split_of(key, None, options)) if fractions else None)
     if not len(catalogue):
         raise DatasetError(f"{source} holds no records; a dataset needs at least one image with a caption")
     if not sum(catalogue.splits.values()):

@@ -101,6 +101,8 @@ def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
 def load_encoder(name: str, device: torch.device, dtype: torch.dtype, layer: int | None = None) -> FrozenEncoder:
     """The image side of an encoder, ready to encode. EncoderError if it is none that qf knows."""
     folder = encoder_folder(name)
+    if name != "builtin" and Path(name).is_dir():
+        name = str(folder.resolve())  # which finds it again from anywhere
     if (folder / "model.onnx").is_file():
         return OnnxEncoder(name, folder, device, layer)
     kind = model_type(folder)

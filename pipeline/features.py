@@ -79,8 +79,9 @@ class Features:
 
     @property
     def identity(self) -> str:
-        """One hash that tells these features from any other."""
-        return sha256_json({key: self.manifest[key] for key in ("encoder", "codec", "shards")})
+        """One hash that tells these features from any other. Where their encoder lies is no part of it."""
+        encoder = {key: value for key, value in self.encoder.items() if key != "id"}
+        return sha256_json({"encoder": encoder, "codec": self.manifest["codec"], "shards": self.manifest["shards"]})
 
     @cached_property
     def keys(self) -> list[str]:

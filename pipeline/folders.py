@@ -31,12 +31,11 @@ def _metadata(folder: Path) -> Path | None:
 
 
 def read_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> tuple[str, Iterator[Record]]:
-    """What was found, and the records of `metadata_of(folder)`. A folder is a split unless there is only `train`."""
+    """What was found, and the records of `metadata_of(folder)`. A folder is a split."""
     found, parts = [], []
-    lone = len(tables) == 1 and SPLITS.get(tables[0].parent.name.lower()) == "train"
     for table in tables:
         name = str(table.parent.relative_to(folder))
-        columns, records = read_table(table, options, None if lone or name == "." else name)
+        columns, records = read_table(table, options, None if name == "." else name)
         found.append(f"{table.relative_to(folder)}: {columns}")
         parts.append((name, records))
     return "; ".join(found), (

@@ -48,11 +48,12 @@ class ReadOptions:
     key_column: str | None = None
     val_fraction: float = 0.05
     test_fraction: float = 0.0
+    redraw_splits: bool = False  # whatever splits the data names
 
 
 def split_of(key: str, named: str | None, options: ReadOptions) -> str:
     """The split that the data names, or one drawn by a hash of the key: the same for ever, whatever else is there."""
-    if named is not None:
+    if named is not None and not options.redraw_splits:
         if named.strip().lower() not in SPLITS:
             raise DatasetError(f"split {named!r} of {key} is not train, val or test; choose another --split-column")
         return SPLITS[named.strip().lower()]
@@ -65,9 +66,9 @@ def split_of(key: str, named: str | None, options: ReadOptions) -> str:
 def splits_in_names(names: Sequence[str]) -> list[str | None]:
     """The split that each name tells, as in `train-00000-of-00002.parquet`, `captions_val2017.json`, `test/00001.tar`.
 
-    Where all are `train`, or a name tells none, there are None: then what to validate on must be drawn."""
+    Where a name tells none, there are None for all."""
     found = [{SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLITS} for name in names]
-    if any(len(splits) != 1 for splits in found) or all(splits == {"train"} for splits in found):
+    if any(len(splits) != 1 for splits in found):
         return [None] * len(names)
     return [splits.pop() for splits in found]
 

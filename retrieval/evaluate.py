@@ -1,12 +1,13 @@
 """Retrieval on a split, as the field measures it: R@K both ways, of the encoder itself, of ITC, and re-ranked by ITM."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..pipeline.errors import QfError
+from ..pipeline.errors import EncoderError, QfError
 from ..pipeline.features import Features
 from ..pipeline.text_tower import TextTower, has_text_tower
 from ..trainer.embed import rerank, similarity_matrix
@@ -16,18 +17,29 @@ from .runs import Run, check_features
 
 
 def evaluate_retrieval(
-    features: Features, split: str, run: Run | None, device: torch.device, rerank_at: int
+    features: Features,
+    split: str,
+    run: Run | None,
+    device: torch.device,
+    rerank_at: int,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """`{split, images, texts, clip, itc, "itc+itm@K"}`; `clip` where the encoder has a text tower, the others with a run.
 
-    The clip row is zero-shot: the encoder never saw these pairs as training data of qf. K is `rerank_at`, 0 for none."""
+    The clip row is zero-shot: the encoder never saw these pairs as training data of qf. Where the encoder is gone, a run
+    does without it, which `say` is told. K is `rerank_at`, 0 for none."""
     data = Validation.of(features, split)
     if not len(data.rows):
         splits = ", ".join(f"{count:,} {name}" for name, count in features.manifest["splits"].items() if count)
         raise QfError(f"{features.folder} has no images in the split {split} (it has {splits}); choose another --split")
     result: dict[str, Any] = {"split": split, "images": len(data.rows), "texts": len(data.texts)}
-    if (scores := zero_shot_scores(features, data, device)) is not None:
-        result["clip"] = retrieval(scores, data.image_rows)
+    try:
+        if (scores := zero_shot_scores(features, data, device)) is not None:
+            result["clip"] = retrieval(scores, data.image_rows)
+    except EncoderError as error:
+        if run is None:
+            raise
+        say(f"no zero-shot row: {error}")
     if run is not None:
         check_features(run, features)
         scores = similarity_matrix(run.embedder.images(features, data.rows), run.embedder.texts(data.texts))

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from qf import cli
+from qf.pipeline.errors import QfError
 
 from conftest import draw, make_pictures  # isort: skip
 
@@ -58,6 +59,9 @@ def test_wrong_usage_is_2(qf):
     assert qf("search")[0] == 2
     assert qf("search", "a dog", "--image", "x.jpg")[0] == 2
     assert qf("train", "--nonsense")[0] == 2
+    assert qf("train", "--lr", -1)[0] == 2
+    assert "--image FILE" in qf("search", "a dog", "--find", "text")[2]
+    assert "does not go with --image" in qf("search", "--image", "x.jpg", "--rerank", 8)[2]
 
 
 def test_failures_are_one_helpful_line(qf, tmp_path, clip_folder, onnx_folder):
@@ -152,6 +156,32 @@ def test_a_run_is_exported(qf, workspace, tmp_path):
     untrained = ("train", "--name", "same", "--init", "q.safetensors", "--epochs", 0, "--no-index", "-w", workspace)
     assert "no steps, the weights as they came" in qf(*untrained)[1]
     assert "0 steps" in qf("info", workspace / "runs" / "same")[1]
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(qf):
+    for arguments in (("--debug", "info", "nowhere"), ("info", "nowhere", "--debug")):
+        with pytest.raises(QfError):
+            qf(*arguments)
+
+
+def test_a_workspace_finds_its_encoder_from_anywhere(qf, pictures, clip_folder, tmp_path, monkeypatch):
+    """And evaluates its runs when the encoder is gone, which only the zero-shot row needs."""
+    shutil.copytree(clip_folder, tmp_path / "encoder")
+    qf("extract", pictures, "--encoder", "encoder", "-w", "work")
+    options = ("--epochs", 1, "--batch-size", 4, "--num-query-tokens", 2, "--no-index")
+    assert qf("train", "-w", "work", *options)[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    evaluate = ("eval", "-w", tmp_path / "work", "--split", "val", "--json")
+    whole = json.loads(qf(*evaluate)[1])
+    assert {"clip", "itc", "itc+itm@16"} <= set(whole)
+    (tmp_path / "encoder").rename(tmp_path / "gone")
+    code, out, err = qf(*evaluate)
+    assert code == 0
+    assert "no zero-shot row: encoder " in err
+    assert {**whole, **json.loads(out)} == {**whole, "rerank_seconds": json.loads(out)["rerank_seconds"]}
+    shutil.rmtree(tmp_path / "work" / "runs")
+    fails(qf(*evaluate), "no such folder")
 
 
 STEP = {

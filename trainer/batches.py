@@ -120,8 +120,10 @@ class Batches:
     ) -> None:
         """TrainingError if there are too few rows, or a batch cannot be shared evenly among the processes."""
         if len(rows) < 2:
+            splits = ", ".join(f"{count:,} {split}" for split, count in features.manifest["splits"].items())
             raise TrainingError(
-                f"{features.folder} has {len(rows)} training images; contrastive training needs at least 2"
+                f"{features.folder} has too few training images ({splits}); contrastive training needs at least 2: extract "
+                "some of the split train, or draw the splits anew with `qf extract --redraw-splits --overwrite`"
             )
         self.batch_size = min(batch_size, len(rows) // world_size * world_size)
         if self.batch_size % world_size or not self.batch_size:

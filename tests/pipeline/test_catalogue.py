@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,17 @@ def test_what_goes_in_comes_out(records, at):
     for split in ("train", "val", "test"):
         assert catalogue.splits[split] == sum(r.split == split for r in good)
         assert catalogue.captions[split] == sum(len(r.captions) for r in good if r.split == split)
+
+
+@given(st.lists(RECORDS, unique_by=lambda record: record.key, max_size=20))
+def test_splits_are_drawn_only_where_all_is_train(records):
+    catalogue = Catalogue(records, lambda key: "test" if "a" in key else "val")
+    if all(r.split == "train" for r in records if not r.problem):
+        records = [replace(r, split="test" if "a" in r.key else "val") for r in records]
+    expected = Catalogue(records)
+    assert list(catalogue) == records
+    assert (catalogue.splits, catalogue.captions) == (expected.splits, expected.captions)
+    assert catalogue.sha256 == expected.sha256
 
 
 def many(count):

@@ -150,9 +150,33 @@ def test_compressed_files_and_no_folder_of_images(tmp_path):
         read(tmp_path / "d.csv", ReadOptions(images=tmp_path / "nowhere"))
 
 
+def rows(*splits):
+    return "image,caption,split\n" + "".join(f"{n}.jpg,a,{split}\n" for n, split in enumerate(splits))
+
+
+def test_where_all_is_train_the_other_splits_are_drawn(tmp_path):
+    """Whatever it is that says train; and the draw is that of a dataset that names no splits."""
+    (tmp_path / "data.csv").write_text(rows(*["train"] * 40))
+    (tmp_path / "plain.csv").write_text(rows(*[""] * 40).replace(",split", "").replace(",a,", ",a"))
+    options = ReadOptions(val_fraction=0.3, test_fraction=0.1)
+    named, unnamed = read(tmp_path / "data.csv", options).records, read(tmp_path / "plain.csv", options).records
+    assert [r.split for r in named] == [r.split for r in unnamed]
+    assert all(named.splits.values())
+    assert (named.splits, named.captions, named.sha256) == (unnamed.splits, unnamed.captions, unnamed.sha256)
+    assert read(tmp_path / "data.csv", ReadOptions(val_fraction=0)).records.splits["train"] == 40
+
+
+def test_splits_are_drawn_anew_where_that_is_asked(tmp_path):
+    (tmp_path / "data.csv").write_text(rows(*["val"] * 40))
+    assert read(tmp_path / "data.csv").records.splits == {"train": 0, "val": 40, "test": 0}
+    splits = read(tmp_path / "data.csv", ReadOptions(redraw_splits=True, val_fraction=0.3)).records.splits
+    assert min(splits["train"], splits["val"]) > 5
+    assert not splits["test"]
+
+
 def test_splits_in_names():
     assert splits_in_names(["captions_train2017.json", "captions_val2017.json"]) == ["train", "val"]
-    assert splits_in_names(["train-00000-of-00002", "train-00001-of-00002"]) == [None, None]
+    assert splits_in_names(["train-00000-of-00002", "train-00001-of-00002"]) == ["train", "train"]
     assert splits_in_names(["validation-0", "test/a"]) == ["val", "test"]
     assert splits_in_names(["train-val-0", "test-0"]) == [None, None]
     assert splits_in_names(["retrained", "contest"]) == [None, None]

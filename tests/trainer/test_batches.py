@@ -212,7 +212,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(features, tokens):
 
 
 def test_too_few_images_are_refused(features, tokens):
-    with pytest.raises(TrainingError, match="has 1 training images"):
+    with pytest.raises(TrainingError, match="has too few training images"):
         Batches(
             features,
             np.array([0]),
