@@ -56,9 +56,7 @@ def flat(vectors: np.ndarray) -> Any:
     return index
 
 
-def make_index(
-    features: Features, images: np.ndarray, texts: np.ndarray | None, manifest: dict[str, Any]
-) -> Index:
+def make_index(features: Features, images: np.ndarray, texts: np.ndarray | None, manifest: dict[str, Any]) -> Index:
     """An index in memory of the features' `images` (N, Q, E), or (N, E), and `texts` (M, E): all their captions, in order."""
     per_image = images.shape[1] if images.ndim == 3 else 1
     return Index(

@@ -60,7 +60,10 @@ def test_easy_negatives_are_drawn_evenly():
 
 def test_matching_pairs():
     images, texts, matches = itm_pairs(
-        torch.eye(2, dtype=torch.bool), torch.tensor([0, 1]), torch.arange(2), (torch.tensor([1, 0]), torch.tensor([1, 0]))
+        torch.eye(2, dtype=torch.bool),
+        torch.tensor([0, 1]),
+        torch.arange(2),
+        (torch.tensor([1, 0]), torch.tensor([1, 0])),
     )
     assert images.tolist() == [0, 1, 1, 0, 0, 1]
     assert texts.tolist() == [0, 1, 0, 1, 1, 0]
