@@ -315,6 +315,8 @@ def train(
     from .trainer.processes import Processes
     from .trainer.train import train
 
+    if not name or name in (".", "..") or Path(name).name != name:
+        raise typer.BadParameter(f"--name {name!r} is no name for a folder in {workspace / 'runs'}")
     processes, on = Processes.join(resolve_device(device))
     features = Features(workspace / "features")
     folder = workspace / "runs" / name

@@ -143,7 +143,10 @@ def _kind(path: Path) -> str:
 def _read_folder(folder: Path, options: ReadOptions) -> Found:
     if tables := metadata_of(folder):
         return "imagefolder", *read_metadata(folder, _within(folder, tables), options)
-    if tokens := sorted(folder.glob("*.token.txt")) + sorted(folder.glob("*.token")):
+    tokens = [path for path in (*folder.glob("*.token.txt"), *folder.glob("*.token")) if ".lemma." not in path.name]
+    if len(tokens) > 1:
+        raise DatasetError(f"{folder} holds {' and '.join(sorted(path.name for path in tokens))}; name the one to read")
+    if tokens:
         found, records = read_flickr_tokens(_within(folder, tokens)[0], options)
         return "flickr tokens", f"{tokens[0].name}: {found}", records
     if tars := sorted(_below(folder, ".tar")):

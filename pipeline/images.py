@@ -206,14 +206,30 @@ class Preprocessing:
             part = (max(left, 0) * x, max(top, 0) * y, min(box[2], width) * x, min(box[3], height) * y)
             inner = (min(box[2], width) - max(left, 0), min(box[3], height) - max(top, 0))
             cropped = Image.new("RGB", (self.width, self.height))
-            cropped.paste(image.resize(inner, self.resample, box=part), (max(-left, 0), max(-top, 0)))
+            cropped.paste(self._resized_part(image, part, inner), (max(-left, 0), max(-top, 0)))
         return _channels_first(cropped)
+
+    def aspect(self, width: int, height: int) -> float:
+        """Width over height of the part of a picture that is seen: all of it where it is squashed."""
+        return width / height if self.squash else self.width / self.height
 
     def view(self, image: Image.Image, view: View) -> np.ndarray:
         """A part of an RGB picture, resized and maybe mirrored -> (3, height, width) uint8."""
         part = image.crop((view.left, view.top, view.right, view.bottom))
         part = part.resize((self.width, self.height), self.resample)
         return _channels_first(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.flip else part)
+
+    def _resized_part(
+        self, image: Image.Image, part: tuple[float, float, float, float], size: tuple[int, int]
+    ) -> Image.Image:
+        """`part` of the picture at `size`: across first, as a whole picture is resized, or rounding between the two passes
+        would show; of the rows, those that the filter reaches."""
+        left, top, right, bottom = part
+        reach = 4 * max(1.0, (bottom - top) / size[1])  # Lanczos reaches 3 of the result's pixels, or of the picture's
+        first, last = max(0, int(top - reach)), min(image.height, int(bottom + reach) + 1)
+        rows = image.crop((0, first, image.width, last))
+        across = rows.resize((size[0], rows.height), self.resample, box=(left, 0, right, rows.height))
+        return across.resize(size, self.resample, box=(0, top - first, size[0], bottom - first))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing; the longer side is cut to a whole number."""

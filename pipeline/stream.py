@@ -134,7 +134,8 @@ class Stream:
         """Those of a training image; others are seen as they are."""
         how = self.settings
         count = how.views if record.split == "train" else 0
-        return [draw_view(how.seed, record.key, n, width, height, how.flip) for n in range(1, count + 1)]
+        aspect = self.encoder.preprocessing.aspect(width, height)
+        return [draw_view(how.seed, record.key, n, width, height, how.flip, aspect) for n in range(1, count + 1)]
 
     def _encode(self, decoded: _Decoded) -> Encoded:
         rows: dict[str, Any] = decoded.rows

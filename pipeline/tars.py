@@ -39,6 +39,7 @@ class DamagedTar(Exception):
 class _Sample:
     name: str
     image: str = ""
+    image_suffix: str = ""
     source: Source | None = None
     json: bytes | None = None
     text: bytes | None = None
@@ -101,7 +102,7 @@ def _tar_records(path: Path, prefix: str, split: str | None, options: ReadOption
 
 
 def _add(sample: _Sample, member: Member, suffix: str, path: Path, fd: int) -> None:
-    """Take what the member is for: an image, the first one; a caption."""
+    """Take what the member is for: an image, the first one, `a.jpg` before `a.depth.png`; a caption."""
     last = suffix.rpartition(".")[2]
     if last not in IMAGE_SUFFIXES and suffix not in ("json", "txt"):
         return
@@ -109,8 +110,9 @@ def _add(sample: _Sample, member: Member, suffix: str, path: Path, fd: int) -> N
     if member.kind not in REGULAR:
         sample.problems.append(f"{name} is a link or device; only regular files are read")
     elif last in IMAGE_SUFFIXES:
-        if sample.source is None:
-            sample.image, sample.source = name, TarSlice(str(path), member.offset, member.size)
+        if sample.source is None or ("." in sample.image_suffix and suffix == last):
+            sample.image, sample.image_suffix = name, suffix
+            sample.source = TarSlice(str(path), member.offset, member.size)
     elif member.size > MAX_SIDECAR:
         sample.problems.append(f"{name} has more than {MAX_SIDECAR} bytes")
     elif suffix == "json":

@@ -1,14 +1,14 @@
 """Augmented views of training images, so that caching features does not take augmentation away.
 
 A view is a random part of the picture, resized to what the encoder takes, maybe mirrored: the random resized crop of Szegedy et
-al. 2015 (arXiv:1409.4842), of at least half the area, as BLIP-2 was trained with."""
+al. 2015 (arXiv:1409.4842), of at least half the area where its shape allows it, as BLIP-2 was trained with."""
 
 import hashlib
 import random
 from dataclasses import dataclass
 
 AREA = (0.5, 1.0)  # of the picture
-ASPECT = (3 / 4, 4 / 3)  # width over height, times the picture's own
+ASPECT = (3 / 4, 4 / 3)  # width over height, times that of what the encoder sees
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,15 @@ class View:
     flip: bool
 
 
-def draw_view(seed: int, key: str, number: int, width: int, height: int, flip: bool) -> View:
-    """View `number` of the picture `key`, the same for ever; mirrored in half of the cases where `flip` allows it."""
+def draw_view(seed: int, key: str, number: int, width: int, height: int, flip: bool, aspect: float) -> View:
+    """View `number` of the picture `key`, the same for ever; mirrored in half of the cases where `flip` allows it.
+
+    `aspect` is the width over the height of what the encoder sees of the picture."""
     name = f"{seed} {number} {key}".encode(errors="surrogatepass")
     draw = random.Random(int.from_bytes(hashlib.sha256(name).digest()))
     share = draw.uniform(*AREA)
-    stretch = (ASPECT[1] / ASPECT[0]) ** draw.uniform(-0.5, 0.5)  # even in its logarithm
-    across = max(1, min(width, round(width * (share * stretch) ** 0.5)))
-    down = max(1, min(height, round(height * (share / stretch) ** 0.5)))
+    aspect *= (ASPECT[1] / ASPECT[0]) ** draw.uniform(-0.5, 0.5)  # even in its logarithm
+    area = min(share * width * height, width**2 / aspect, height**2 * aspect)  # the largest of that shape, at most
+    across, down = max(1, round((area * aspect) ** 0.5)), max(1, round((area / aspect) ** 0.5))
     left, top = draw.randint(0, width - across), draw.randint(0, height - down)
     return View(left, top, left + across, top + down, flip and draw.random() < 0.5)

@@ -1,5 +1,6 @@
 """A picture as a frozen encoder sees it: from a file, encoded now, or from the features, by its key."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,12 @@ def encode_picture(file: Path, identity: dict[str, Any], device: torch.device) -
     except UnreadableImage as error:
         raise QfError(f"{file}: {error}") from error
     encoder = load_encoder(identity["id"], device, torch.float32, identity["layer"])
-    if encoder.identity["sha256"] != identity["sha256"]:
-        raise EncoderError(f"encoder {identity['id']} is no longer the one that made the features; extract again")
+    now = json.loads(json.dumps(encoder.identity))  # as a manifest has it
+    if (now["sha256"], now["preprocessing"]) != (identity["sha256"], identity["preprocessing"]):
+        raise EncoderError(
+            f"encoder {identity['id']} is no longer the one that made the features, or prepares pictures otherwise; restore it, or "
+            "extract again with --overwrite"
+        )
     pixels = encoder.preprocessing(image)
     return Picture(str(file), pixels, *encoder.encode(pixels[None]))
 

@@ -1,6 +1,7 @@
 """Contact sheets: a PNG with a row of thumbnails for each search."""
 
 import io
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def _paste(sheet: Image.Image, jpeg: bytes, x: int, y: int) -> None:
 
 def _fit(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     """The text, cut with an ellipsis where it is too wide."""
-    if font.getlength(text) <= width:
+    text = text.partition("\n")[0]
+    if len(text) <= width and font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    kept = bisect_left(range(min(len(text), width)), True, key=lambda end: font.getlength(text[: end + 1] + "…") > width)
+    return text[:kept].rstrip() + "…"

@@ -60,6 +60,8 @@ def test_wrong_usage_is_2(qf):
     assert qf("search", "a dog", "--image", "x.jpg")[0] == 2
     assert qf("train", "--nonsense")[0] == 2
     assert qf("train", "--lr", -1)[0] == 2
+    for name in ("", ".", "..", "a/b", "../features"):
+        assert "is no name for a folder" in " ".join(qf("train", "--name", name)[2].split())
     assert "--image FILE" in qf("search", "a dog", "--find", "text")[2]
     assert "does not go with --image" in qf("search", "--image", "x.jpg", "--rerank", 8)[2]
 

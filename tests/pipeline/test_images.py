@@ -74,10 +74,10 @@ def normalised(ours, image):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("shape", [(64, 48), (47, 93), (33, 32), (9, 7), (1, 1), (3000, 120), (500, 333), (400, 3100)])
+@pytest.mark.parametrize("shape", [(64, 48), (47, 93), (33, 32), (9, 7), (1, 1), (3000, 120), (50, 401), (500, 333), (223, 1999)])
 def test_equals_the_processor_of_transformers(name, shape):
     processor, ours = processor_of(name)
-    image = noise(*shape) if max(shape) < 1000 else smooth(*shape)
+    image = noise(*shape)
     expected, got = processor(image, return_tensors="np")["pixel_values"][0], normalised(ours, image)
     assert got.shape == expected.shape
     # a panorama is cut before it is resized, with the cut in single precision: one grey level at most

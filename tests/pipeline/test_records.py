@@ -95,6 +95,11 @@ def test_flickr_tokens_with_the_official_splits(tmp_path):
         a, b, c = read(source).records
         assert (a.captions, a.split, b.split) == (("one .", "two ."), "train", "val")
         assert c.problem == "in none of the split lists"
+    (tmp_path / "Flickr8k.lemma.token.txt").write_text("a.jpg#0\tbe\n")  # the official folder has them, too
+    assert next(iter(read(tmp_path).records)).captions == ("one .", "two .")
+    (tmp_path / "Other.token.txt").write_text("a.jpg#0\tone\n")
+    with pytest.raises(DatasetError, match=r"holds Flickr8k\.token\.txt and Other\.token\.txt; name the one to read"):
+        read(tmp_path)
 
 
 def test_splits_by_a_hash_of_the_key_stay_when_pictures_are_added(tmp_path):

@@ -48,6 +48,15 @@ def as_img2dataset_writes(folder):
     return folder
 
 
+def test_of_several_pictures_the_plainest_name_wins(tmp_path):
+    extra = {"a.depth.png": b"depth", "a.jpg": b"picture", "a.seg.png": b"mask", "a.png": b"later", "a.txt": b"x"}
+    for order in (list(extra), list(reversed(extra))):
+        (record,) = read(write_tar(tmp_path / "t.tar", [(name, extra[name]) for name in order])).records
+        assert record.image == next(name for name in order if name in ("a.jpg", "a.png"))
+    (record,) = read(write_tar(tmp_path / "t.tar", [("a.rgb.png", b"y"), ("a.txt", b"x")])).records
+    assert load(record.source) == b"y"
+
+
 def test_a_tar_a_folder_and_a_pattern(tmp_path):
     folder = as_img2dataset_writes(tmp_path / "data")
     one, all_of_them, two = read(folder / "00001.tar"), read(folder), read(folder / "{00001..00002}.tar")

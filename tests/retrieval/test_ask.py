@@ -1,5 +1,8 @@
 """Searching with a trained model and without one."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +57,17 @@ def test_a_picture_finds_itself_and_its_captions(searcher, tmp_path):
     assert any("green" in a.captions[0] for a in texts)
 
 
+def test_a_query_picture_is_prepared_as_the_features_were(pictures, clip_folder, tmp_path):
+    shutil.copytree(clip_folder, tmp_path / "encoder")
+    searcher = Searcher.untrained(run_extract(pictures, tmp_path / "encoder", tmp_path / "features"), CPU)
+    draw("red", "bar").save(tmp_path / "query.png")
+    assert searcher.image(tmp_path / "query.png", 1)[0].key == "red-bar-0.png"
+    config = next((tmp_path / "encoder").glob("*processor_config.json"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}))
+    with pytest.raises(EncoderError, match="prepares pictures otherwise; restore it"):
+        searcher.image(tmp_path / "query.png", 1)
+
+
 def test_before_training_the_encoders_own_space_is_searched(features, clip_folder, tmp_path):
     searcher = Searcher.untrained(features, CPU)
     text = TextTower(features.encoder, CPU).encode(["a red bar"])[0]
@@ -80,7 +94,7 @@ def test_wrong_queries(searcher, tmp_path):
 
 
 def test_a_contact_sheet_shows_every_hit(searcher, tmp_path):
-    searches = [(query, searcher.text(query, 4)) for query in ("a red bar", "a very long query " * 9)]
+    searches = [(query, searcher.text(query, 4)) for query in ("a red bar", "a very long query " * 9_000)]
     contact_sheet(searches, tmp_path / "sheet.png", [searches[0][1][0].key, "none"])
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
