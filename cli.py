@@ -4,6 +4,7 @@ The only file that knows terminals. Heavy imports stay inside the command that n
 
 import contextlib
 import errno
+import io
 import json
 import os
 import sys
@@ -78,7 +79,7 @@ def demo(
     scenes: Annotated[
         int, typer.Option(min=48, help="Training scenes, besides 250 to validate and 500 to test.")
     ] = 4000,
-    seed: Annotated[int, typer.Option(help="Seed of training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of training.")] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
@@ -157,7 +158,7 @@ def extract(
     max_rejects: Annotated[
         float, typer.Option(min=0, max=1, help="Share of unreadable records that fails the run.")
     ] = 0.05,
-    seed: Annotated[int, typer.Option(help="Seed of the views.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the views.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell what would be made, how large and how long; write nothing.")
     ] = False,
@@ -282,7 +283,7 @@ def train(
         int, typer.Option(min=1, help="Steps between checkpoints.")
     ] = DEFAULTS.checkpoint_every,
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep, besides the best weights.")] = DEFAULTS.keep,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = DEFAULTS.seed,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")] = DEFAULTS.seed,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute layers twice, to hold less in memory.")
     ] = False,
@@ -928,6 +929,8 @@ def fail(message: str) -> None:
 def main() -> None:
     """Entry point of the `qf` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     debug = "--debug" in sys.argv  # anywhere, and no option of a command
     with one_line_errors(debug):
         app([argument for argument in sys.argv[1:] if argument != "--debug"])

@@ -91,12 +91,13 @@ class ArrowShard:
             with pa.memory_map(str(path)) as source:
                 mapped = source.read_buffer()
             self.table = pa.ipc.open_file(mapped).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
+            self.table.validate()
+            self.memory = np.frombuffer(mapped, np.uint8)
+            names = [name for name in [*encoded, "pooled"] if name in self.table.column_names]
+            names += [VIEW + name for name in encoded if VIEW + name in self.table.column_names]
+            self.offsets = {name: self._rows(self.table.column(name)) for name in names}
+        except Exception as error:  # what a damaged schema makes pyarrow raise is of many kinds
             raise ArtifactError(f"{path} is damaged; extract again with --overwrite") from error
-        self.memory = np.frombuffer(mapped, np.uint8)
-        names = [name for name in [*encoded, "pooled"] if name in self.table.column_names]
-        names += [VIEW + name for name in encoded if VIEW + name in self.table.column_names]
-        self.offsets = {name: self._rows(self.table.column(name)) for name in names}
         if any((rows < 0).any() for rows in self.offsets.values()):
             raise ArtifactError(f"{path} is compressed and cannot be memory-mapped; extract again with --overwrite")
 

@@ -19,10 +19,20 @@ from .errors import ArtifactError
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp"
 LOCK = ".lock"
-CONTENT = {  # what the manifest of each kind holds at least
-    "features": {"encoder", "codec", "views", "shards"},
-    "run": {"model", "train", "encoder", "features", "files"},
-    "index": {"images", "vectors", "texts", "files", "run", "features"},
+FILE = {"file": str, "bytes": int, "sha256": str}  # of an artifact, as its manifest lists it
+CONTENT: dict[str, dict[str, type]] = {  # what the manifest of each kind holds at least
+    "features": {
+        **dict.fromkeys(("encoder", "source", "splits"), dict),
+        **dict.fromkeys(("codec", "format"), str),
+        **dict.fromkeys(("views", "records", "captions", "rejected"), int),
+        "shards": list,
+    },
+    "run": {**dict.fromkeys(("model", "train", "encoder", "features", "best"), dict), "sha256": str, "files": list},
+    "index": {
+        **dict.fromkeys(("run", "features"), dict),
+        **dict.fromkeys(("images", "vectors", "texts", "per_image"), int),
+        "files": list,
+    },
 }
 
 
@@ -75,7 +85,13 @@ class HashedFile(io.RawIOBase):
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically."""
     with atomic_file(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(json_bytes(value, indent=2) + b"\n")
+
+
+def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """JSON in UTF-8. Bytes of file names that are not UTF-8, which Python keeps as half surrogate pairs, are written as
+    escapes, and read back as they were."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:
@@ -110,11 +126,19 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     known = isinstance(manifest, dict) and manifest.get("version") == 1 and manifest.get("kind") in CONTENT
     if known and kind and manifest["kind"] != kind:
         raise ArtifactError(f"{folder} holds {manifest['kind']}, not {kind}; make that with `{cure[kind]}`")
-    if not known or not manifest.keys() >= CONTENT[manifest["kind"]]:
+    if not known or not _holds(manifest, CONTENT[manifest["kind"]]):
         raise ArtifactError(
             f"{folder / MANIFEST} is not a manifest that this version of qf understands; make it again with --overwrite"
         )
     return manifest
+
+
+def _holds(value: Any, content: dict[str, type]) -> bool:
+    """Whether it is an object with values of these types; each value of a list being a FILE."""
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name), kind) and (kind is not list or all(_holds(part, FILE) for part in value[name]))
+        for name, kind in content.items()
+    )
 
 
 def sha256_file(path: Path) -> str:

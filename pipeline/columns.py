@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from .errors import DatasetError
-from .records import CAPTION_NAMES, ReadOptions, Record, encodable, image_folder, split_of, texts
+from .records import CAPTION_NAMES, SPLITS, ReadOptions, Record, encodable, image_folder, split_of, texts
 from .sources import ImageFile, ParquetCell, Source
 from .spool import spool
 
@@ -83,6 +83,8 @@ class Columns:
                 values["split"] = [_text(row.get(self.split)) for row in rows]
             if self.key is not None:
                 values["key"] = [_text(row.get(self.key)) for row in rows]
+        except RecursionError as error:
+            raise DatasetError(f"{path}: a caption is nested too deep") from error
         except AttributeError as error:
             wrong = next(row for row in rows if not isinstance(row, dict))
             raise DatasetError(f"{path}: expected rows with named values, found {str(wrong)[:40]!r}") from error
@@ -199,8 +201,10 @@ def _records(
             )
         captions = tuple(text for _, row in every for text in row[1])
         problem = "" if captions else "no caption"
-        if len(splits := {row[2] for _, row in every}) > 1:
+        if len(splits := {SPLITS.get((row[2] or "").strip().lower(), row[2]) for _, row in every}) > 1:
             problem = f"its rows are in several splits: {', '.join(sorted(map(str, splits)))}"
         source: Source = ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
         key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
+        if split is None and "/" in image:  # images/ aside, as in a folder without a table
+            split = SPLITS.get(image.split("/")[0].lower())
         yield Record(key, image, source, captions, split_of(key, split, options), problem)

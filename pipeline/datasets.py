@@ -46,6 +46,9 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
     """Read the caption dataset at `source`, also a brace pattern. DatasetError if there is none, keys repeat, or no
     record can be used. Memory: see the reader of its kind and `Catalogue`."""
     options = options or ReadOptions()
+    fractions = options.val_fraction + options.test_fraction
+    if fractions >= 1 and options.val_fraction < 1:
+        raise DatasetError(f"--val-fraction and --test-fraction are {fractions:g} together and leave nothing to train on")
     if re.match("https?:/", str(source)):
         raise DatasetError(f"{source} is a URL; download it first, for image collections with img2dataset")
     if options.images and not options.images.is_dir():
@@ -58,7 +61,6 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
             if not os.path.exists(path):
                 raise DatasetError(f"{path} does not exist; give {EXPECTED}")
     kind, found, records = _read_folder(source, options) if source.is_dir() else _read_files(paths, options)
-    fractions = options.val_fraction + options.test_fraction
     catalogue = Catalogue(records, (lambda key: split_of(key, None, options)) if fractions else None)
     if not len(catalogue):
         raise DatasetError(f"{source} holds no records; a dataset needs at least one image with a caption")

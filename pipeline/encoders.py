@@ -7,6 +7,8 @@ tokens included. The default is the second-last layer, which served BLIP-2 bette
 
 import hashlib
 import json
+import mmap
+import os
 import re
 import threading
 from collections.abc import Sequence
@@ -147,12 +149,24 @@ def read_processor(folder: Path) -> dict[str, Any]:
 def weights_sha256(folder: Path) -> str:
     """SHA-256 of a model's weight file; of several, the hash of their hashes in order of name. An ONNX model counts with the
     files of its external weights."""
-    files = sorted(folder.glob("model.onnx*")) or sorted(folder.glob("*.safetensors"))
+    onnx = folder / "model.onnx"
+    files = sorted([onnx, *_external_weights(onnx)] if onnx.is_file() else folder.glob("*.safetensors"))
     if not files:
         raise EncoderError(f"{folder} holds no model.safetensors and no model.onnx")
     if len(files) == 1:
         return sha256_file(files[0])
     return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+
+
+def _external_weights(model: Path) -> set[Path]:
+    """The files beside an ONNX model that hold tensors of it: what its entries `location` name (onnx.proto, external_data)."""
+    found = set()
+    with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for entry in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", data):  # key, then value with its length
+            name = data[entry.end() : entry.end() + entry[1][0]]
+            if b"\0" not in name and (model.parent / os.fsdecode(name)).is_file():
+                found.add(model.parent / os.fsdecode(name))
+    return found
 
 
 class TransformersEncoder:
@@ -254,8 +268,16 @@ class OnnxEncoder:
         self.outputs = ["last_hidden_state"] + (["image_embeds"] if "image_embeds" in outputs else [])
         self.name, self.sha256 = name, weights_sha256(folder)
         self.mean, self.std = (t.numpy() for t in _normalisation(self.preprocessing, torch.device("cpu")))
-        blank = np.zeros((1, 3, self.preprocessing.height, self.preprocessing.width), np.uint8)
-        tokens, pooled = self.encode(blank)  # shapes in the file may be symbolic: one forward tells
+        blank = np.zeros((2, 3, self.preprocessing.height, self.preprocessing.width), np.uint8)
+        try:  # shapes in the file may be symbolic, or of one picture alone: one forward pass tells
+            tokens, pooled = self.encode(blank)
+        except EncoderError:
+            raise
+        except Exception as error:  # onnxruntime's
+            raise EncoderError(
+                f"{folder / 'model.onnx'} does not take batches of pictures as its preprocessor_config.json makes them: "
+                f"{first_line(error)}"
+            ) from error
         self.tokens, self.width = tokens.shape[1:]
         self.joint = None if pooled is None else pooled.shape[1]
 
@@ -270,6 +292,8 @@ class OnnxEncoder:
             raise EncoderError(
                 f"encoder {self.name}: last_hidden_state has shape {tokens.shape}, not (batch, tokens, width)"
             )
+        if joint and joint[0].ndim != 2:
+            raise EncoderError(f"encoder {self.name}: image_embeds has shape {joint[0].shape}, not (batch, width)")
         pooled = F.normalize(torch.from_numpy(joint[0]).float(), dim=-1) if joint else None
         return torch.from_numpy(tokens).float(), pooled
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .records import CAPTION_NAMES, IMAGE_SUFFIXES, SPLITS, ReadOptions, Record, printable, split_of, texts
+from .records import IMAGE_SUFFIXES, SPLITS, ReadOptions, Record, printable, split_of, texts
 from .sources import ImageFile
 from .tables import TABLES, read_table
 
@@ -104,10 +104,7 @@ def _sidecar(path: str) -> bytes:
 
 def json_captions(data: bytes) -> list[str]:
     """The captions in a JSON sidecar: of an object's `caption` or another usual name. ValueError if it is no JSON."""
-    value: Any = json.loads(data)
-    if isinstance(value, dict):
-        value = next((value[name] for name in CAPTION_NAMES if name in value), None)
-    return texts(value)
+    return texts(json.loads(data))
 
 
 def text_captions(data: bytes) -> list[str]:

@@ -15,6 +15,7 @@ from .artifacts import (
     atomic_file,
     difference,
     has_manifest,
+    json_bytes,
     read_json,
     read_manifest,
     write_json,
@@ -109,7 +110,7 @@ class Ledger:
         """Those of all noted shards, also written to rejects.jsonl."""
         rejects = [reject for number in range(len(self.shards)) for reject in self.noted(number) or ()]
         with atomic_file(self.folder / REJECTS) as file:
-            file.writelines(json.dumps(vars(reject), ensure_ascii=False).encode() + b"\n" for reject in rejects)
+            file.writelines(json_bytes(vars(reject)) + b"\n" for reject in rejects)
         return rejects
 
     def close(self, records: Catalogue) -> dict[str, Any]:

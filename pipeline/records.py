@@ -53,7 +53,7 @@ class ReadOptions:
 
 def split_of(key: str, named: str | None, options: ReadOptions) -> str:
     """The split that the data names, or one drawn by a hash of the key: the same for ever, whatever else is there."""
-    if named is not None and not options.redraw_splits:
+    if named and named.strip() and not options.redraw_splits:
         if named.strip().lower() not in SPLITS:
             raise DatasetError(f"split {named!r} of {key} is not train, val or test; choose another --split-column")
         return SPLITS[named.strip().lower()]
@@ -80,8 +80,8 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [text for part in value for text in texts(part)]
     if isinstance(value, dict):
-        return texts(next((value[name] for name in ("raw", *CAPTION_NAMES) if name in value), None))
-    return [] if value is None else texts(str(value))
+        return next((found for name in ("raw", *CAPTION_NAMES) if (found := texts(value.get(name)))), [])
+    return [] if value is None or value != value else texts(str(value))  # NaN is what pandas writes for none
 
 
 def image_folder(folder: Path, names: Iterable[str], more: Sequence[Path] = ()) -> Path:

@@ -129,6 +129,8 @@ def _lavis_sizes(weights: Weights, heads: int | None) -> dict[str, Any]:
             "ln_vision_eps": 1e-5,
             "bos_token_id": vocab - 1,
         }
+    except (IndexError, ValueError) as error:
+        raise ArtifactError(f"{weights.name} has a tensor of too few or too many dimensions: {error}") from error
     except KeyError:  # what else is missing does not depend on the sizes: have all of it named
         fill(QFormer(QFormerConfig(1, 1, hidden_size=1, num_attention_heads=1, intermediate_size=1, **depth)), weights)
         raise
@@ -178,9 +180,13 @@ def _from_bert(name: str, folder: Path, config: Mapping[str, Any]) -> Weights:
     try:
         sizes: dict[str, Any] = {size: int(config[size]) for size in names}
         words = len(state[BY_WORD[0]])
+        sizes |= {"layer_norm_eps": float(config.get("layer_norm_eps", 1e-12)), "vocab_size": words}
     except KeyError as error:
         raise ArtifactError(f"{name} is no BERT that qf can start from: missing {error.args[0]}") from error
-    sizes |= {"layer_norm_eps": float(config.get("layer_norm_eps", 1e-12)), "vocab_size": words}
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder / 'config.json'} has a size that is no number: {error}") from error
+    if min(sizes[size] for size in names) < 1 or sizes["hidden_size"] % sizes["num_attention_heads"]:
+        raise ArtifactError(f"{folder / 'config.json'} has sizes that no BERT has: {', '.join(f'{n} {sizes[n]}' for n in names)}")
     tokenizer = read_tokenizer(folder)
     if tokenizer is not None:
         tokens = Tokens.parse(tokenizer, folder, words)
@@ -225,8 +231,14 @@ def _info(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:
-        info: dict[str, Any] = json.loads((file.metadata() or {}).get("qf", "{}"))
-        return info
+        text = (file.metadata() or {}).get("qf", "{}")
+    try:
+        info = json.loads(text)
+    except ValueError:
+        info = None
+    if not isinstance(info, dict):
+        raise ArtifactError(f"{path} cannot be read as weights: what `qf export` wrote beside them is damaged")
+    return info
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -48,9 +48,11 @@ def read_tokenizer(folder: Path) -> str | None:
             words = [line.rstrip("\n") for line in file]
         settings = folder / "tokenizer_config.json"
         lowercase = not settings.is_file() or json.loads(settings.read_bytes()).get("do_lower_case", True)
+        if len(set(words)) < len(words):
+            raise ValueError("vocab.txt has a line twice")
         text: str = wordpiece({word: number for number, word in enumerate(words)}, lowercase).to_str()
         return text
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ArtifactError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def test_manifests_name_the_command_that_makes_them(tmp_path):
     (tmp_path / "shard").write_bytes(b"x")
     with pytest.raises(ArtifactError, match="unfinished"):
         read_manifest(tmp_path, "features")
-    content = {key: {} for key in CONTENT["run"]}
+    content = {key: kind() for key, kind in CONTENT["run"].items()}
     write_manifest(tmp_path, "run", content)
     assert read_manifest(tmp_path, "run") == {"kind": "run", "version": 1, **content}
     with pytest.raises(ArtifactError, match="holds run, not features"):
@@ -46,7 +47,9 @@ def test_manifests_name_the_command_that_makes_them(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match="cannot be read"):
         read_manifest(tmp_path)
-    for text in ('{"kind": "features", "version": 99}', '{"kind": "features", "version": 1}', "[]"):
+    broken = [content | {"files": [{"file": "a"}]}, content | {"model": 3}, {**content, "sha256": None}]
+    edited = [json.dumps({"kind": "run", "version": 1, **values}) for values in broken]
+    for text in ('{"kind": "features", "version": 99}', '{"kind": "features", "version": 1}', "[]", *edited):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(ArtifactError, match="not a manifest that this version"):
             read_manifest(tmp_path)

@@ -80,7 +80,9 @@ def test_what_is_written_is_read(tmp_path_factory, rows, batch, codec, pooled, r
             count = write_arrow_shard(file, schema(described, 2 if pooled else None, True), map(block, parts))
         shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": ""})
     encoder = {"tokens": 3, "width": 5, "joint": 2 if pooled else None}
-    write_manifest(folder, "features", {"encoder": encoder, "codec": codec, "views": 2, "shards": shards})
+    manifest = {"encoder": encoder, "codec": codec, "format": "arrow", "views": 2, "shards": shards}
+    counts = {"records": len(rows), "captions": 0, "rejected": 0, "splits": {}, "source": {}}
+    write_manifest(folder, "features", manifest | counts)
     features = Features(folder)
     assert features.keys == [f"{n}{key}" for n, (key, *_) in enumerate(rows)]
     assert features.captions == [captions for _, captions, *_ in rows]
