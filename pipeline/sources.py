@@ -4,13 +4,14 @@ ImageFile       a file in the folder that was named, or below it
 TarSlice        a regular member of an uncompressed tar
 ParquetCell     a cell of a Parquet file, as Hugging Face `{bytes, path}` structs are
 
-`load` gives what `images.load_image` takes. Whatever fails on the way is an UnreadableImage, so a reject.
+`load` gives what `images.load_image` takes, `fetch` does the part of it that must go in order. Whatever fails on the way is
+an UnreadableImage, so a reject.
 """
 
 import os
 import stat
 import threading
-from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,9 +21,7 @@ import pyarrow.parquet as pq
 
 from .images import MAX_BYTES, PASSING, UnreadableImage
 
-CELLS = 64  # cells of a Parquet column read at once
-KEPT = 4  # such reads that stay, for the threads that are a little behind
-OPEN_GROUPS = 2  # row groups read at once: threads at work on the end of one are joined by those at the next
+CELLS = 64  # of a Parquet column, read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +52,25 @@ class ParquetCell:
 
 
 Source = ImageFile | TarSlice | ParquetCell
+Fetched = Source | Path | bytes | UnreadableImage | None
 
 
-def load(source: Source | None) -> Path | bytes:
+def fetch(source: Source | None) -> Fetched:
+    """What `load` takes in any thread, at any time. Cells of Parquet files are read here, or fail: their pages can only be
+    read forwards, so that one thread must ask for them in their order."""
+    if not isinstance(source, ParquetCell):
+        return source
+    try:
+        return load(source)
+    except UnreadableImage as error:
+        return error
+
+
+def load(source: Fetched) -> Path | bytes:
     """The image's file, or its bytes. UnreadableImage with the reason if they cannot be had.
 
-    Holds, for all threads together, at most OPEN_GROUPS x KEPT x CELLS images of Parquet files."""
+    Holds, for all threads together, CELLS images of one Parquet file, which stays open. Cells are read in any order, but
+    going back in a row group reads it from its first row."""
     try:
         match source:
             case ImageFile(folder, name):
@@ -67,6 +79,10 @@ def load(source: Source | None) -> Path | bytes:
                 return _slice(tar, offset, size)
             case ParquetCell():
                 return _CELLS.read(source)
+            case Path() | bytes():
+                return source
+            case UnreadableImage():
+                raise source
             case None:
                 raise UnreadableImage("no image")
     except FileNotFoundError as error:
@@ -103,52 +119,65 @@ def _slice(tar: str, offset: int, size: int) -> bytes:
     return data
 
 
-class _Group:
-    """A column of one row group, read forwards a few cells at a time: row groups of any size take little memory."""
+def open_parquet(file: str | Path) -> pq.ParquetFile:
+    """Its pages are read as they are needed, row groups of any size in little memory."""
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
 
-    def __init__(self, file: str, column: str, group: int) -> None:
-        self._file = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
-        self._batches = self._file.iter_batches(CELLS, row_groups=[group], columns=[column], use_threads=False)
-        self._kept: deque[tuple[int, pa.Array]] = deque(maxlen=KEPT)
-        self._end = 0
 
-    def has_left(self, row: int) -> bool:
-        """Whether the row has been read and is kept no more."""
-        return bool(self._kept) and row < self._kept[0][0]
+def column_cells(file: pq.ParquetFile, column: str, group: int) -> Iterator[pa.Array]:
+    """The bytes in a row group's column, CELLS rows at a time; null where there are none."""
+    for batch in file.iter_batches(CELLS, row_groups=[group], columns=[column], use_threads=False):
+        cells = batch.column(0)
+        while pa.types.is_struct(cells.type):  # {"bytes": ...}
+            (cells,) = cells.flatten()
+        yield cells
 
-    def cell(self, row: int) -> bytes:
-        while row >= self._end:
-            column = next(self._batches).column(0)
-            self._kept.append((self._end, column))
-            self._end += len(column)
-        start, column = next((start, column) for start, column in self._kept if start <= row < start + len(column))
-        value = column[row - start].as_py()
-        while isinstance(value, dict):  # {"bytes": ...}
-            value = next(iter(value.values()))
-        return value or b""
+
+class _Column:
+    """A column of a Parquet file and the place where it is being read."""
+
+    def __init__(self, file: str, column: str) -> None:
+        self._file, self._column = open_parquet(file), column
+        self._group, self._start = -1, 0
+        self._cells: pa.Array = pa.nulls(0)  # those from row `_start` on
+        self._rest: Iterator[pa.Array] = iter(())
+        self._error: Exception | None = None
+
+    def cell(self, group: int, row: int) -> bytes:
+        if group != self._group or row < self._start:
+            self._group, self._start, self._error = group, 0, None
+            self._cells, self._rest = pa.nulls(0), column_cells(self._file, self._column, group)
+        while row >= self._start + len(self._cells):
+            if self._error:  # whatever comes after damage in a row group is lost
+                raise self._error.with_traceback(None)
+            try:
+                cells = next(self._rest)
+            except Exception as error:
+                self._error = error
+                raise
+            self._start, self._cells = self._start + len(self._cells), cells
+        return self._cells[row - self._start].as_py() or b""
 
 
 class _Cells:
-    """The row groups that are being read, for all threads."""
+    """The column that is being read, for all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._groups: OrderedDict[tuple[str, str, int], _Group] = OrderedDict()
+        self._key: tuple[object, ...] = ()
 
     def read(self, cell: ParquetCell) -> bytes:
-        key = (cell.file, cell.column, cell.group)
         with self._lock:
-            group = self._groups.pop(key, None)
+            now = os.stat(cell.file)  # it may have been written anew since it was opened
+            key = (cell.file, cell.column, now.st_ino, now.st_size, now.st_mtime_ns)
+            if key != self._key:
+                self._key = ()
+                self._open = _Column(cell.file, cell.column)
+                self._key = key
             try:
-                if group is None or group.has_left(cell.row):
-                    group = _Group(*key)
-                value = group.cell(cell.row)
+                return self._open.cell(cell.group, cell.row)
             except (StopIteration, IndexError):  # no such row; no such group or column
                 raise UnreadableImage(f"{os.path.basename(cell.file)} has changed since it was listed") from None
-            self._groups[key] = group  # not after an error: the next read starts anew
-            while len(self._groups) > OPEN_GROUPS:
-                self._groups.popitem(last=False)
-            return value
 
 
 _CELLS = _Cells()

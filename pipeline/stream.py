@@ -5,10 +5,12 @@ the other copies. On a CPU each lane computes a batch of its own on a core of it
 operation, as one batch on all cores does when decoding takes some of them.
 
 Threads, because Pillow and PyTorch let go of Python's lock while they work. Memory: at most `workers` + lanes + 4 batches of
-pictures as the encoder takes them, and one original a worker."""
+pictures as the encoder takes them, and one original a worker; what lies in Parquet files is read in order by a thread of its own:
+the originals of `workers` + 4 batches."""
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,7 +28,7 @@ from .encoders import FrozenEncoder
 from .images import UnreadableImage, load_image, thumbnail
 from .ledger import Reject
 from .records import Record
-from .sources import load
+from .sources import Fetched, fetch, load
 from .views import View, draw_view
 
 
@@ -60,6 +62,12 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class _Opened:
+    piece: Piece
+    sources: deque[Fetched]  # of its records; taken out one by one
+
+
+@dataclass(frozen=True)
 class _Decoded:
     piece: Piece
     rows: dict[str, list[Any]]
@@ -76,6 +84,7 @@ class Stream:
         self.workers = workers or len(os.sched_getaffinity(0))
         self.seconds = 0.0  # that lanes spent encoding, all together
         self._began = time.perf_counter()
+        self._sources = ThreadPoolExecutor(1)
         self._pictures = ThreadPoolExecutor(self.workers)
         self._batches = ThreadPoolExecutor(self.lanes.count, initializer=self.lanes.enter)
 
@@ -83,6 +92,7 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._sources.shutdown(cancel_futures=True)
         self._pictures.shutdown(cancel_futures=True)
         self._batches.shutdown(cancel_futures=True)
         self.lanes.leave()
@@ -99,23 +109,22 @@ class Stream:
 
     def encoded(self, pieces: Iterable[Piece]) -> Iterator[Encoded]:
         """The pieces in their order. EncoderError if features cannot be stored in the codec."""
-        decoded = map_ahead(self._pictures, self._decode, pieces, self.workers + 2)
+        fetched = map_ahead(self._sources, _fetch, pieces, 2)
+        decoded = map_ahead(self._pictures, self._decode, fetched, self.workers + 2)
         for part in map_ahead(self._batches, self._encode, decoded, self.lanes.count + 2):
             self.seconds += part.seconds
             yield part
 
-    def _decode(self, piece: Piece) -> _Decoded:
+    def _decode(self, opened: _Opened) -> _Decoded:
         rows: dict[str, list[Any]] = {
             name: [] for name in ("key", "split", "image", "captions", "thumbnail", "width", "height", "views")
         }
         pixels: list[np.ndarray] = []
         more: list[np.ndarray] = []
         rejects: list[Reject] = []
-        for record in piece.records:
+        for record in opened.piece.records:
             try:
-                if record.problem:
-                    raise UnreadableImage(record.problem)
-                image = load_image(load(record.source))
+                image = load_image(load(opened.sources.popleft()))
             except UnreadableImage as error:
                 rejects.append(Reject(record.key, record.image, str(error)))
                 continue
@@ -128,7 +137,7 @@ class Stream:
             )  # fmt: skip
             for column, value in zip(rows.values(), values, strict=True):
                 column.append(value)
-        return _Decoded(piece, rows, np.stack(pixels + more) if pixels else np.empty(0), rejects)
+        return _Decoded(opened.piece, rows, np.stack(pixels + more) if pixels else np.empty(0), rejects)
 
     def _views(self, record: Record, width: int, height: int) -> list[View]:
         """Those of a training image; others are seen as they are."""
@@ -160,3 +169,7 @@ class Stream:
         block = rows | {name: values[:count].numpy() for name, values in arrays.items()}
         block |= {VIEW + name: values[count:].numpy() for name, values in arrays.items() if name != "pooled"}
         return Encoded(decoded.piece, block, decoded.rejects, seconds)
+
+
+def _fetch(piece: Piece) -> _Opened:
+    return _Opened(piece, deque(UnreadableImage(r.problem) if r.problem else fetch(r.source) for r in piece.records))

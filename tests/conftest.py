@@ -174,6 +174,25 @@ def run_extract(csv_file: Path, encoder: Path | str, folder: Path, **options):
     return Features(folder)
 
 
+def counted_parquet(patch: pytest.MonkeyPatch) -> tuple[list[str], list[int]]:
+    """Lists that grow: the Parquet files that are opened, and the row groups that are begun, cell by cell."""
+    import pyarrow.parquet as pq
+
+    opened, begun = [], []
+
+    class Counted(pq.ParquetFile):
+        def __init__(self, file, **options):
+            opened.append(str(file))
+            super().__init__(file, **options)
+
+        def iter_batches(self, *args, row_groups, **options):
+            begun.extend(row_groups)
+            return super().iter_batches(*args, row_groups=row_groups, **options)
+
+    patch.setattr(pq, "ParquetFile", Counted)
+    return opened, begun
+
+
 @pytest.fixture(scope="session")
 def features(pictures, clip_folder, tmp_path_factory):
     """Features of the pictures through the small CLIP, in shards of 7."""

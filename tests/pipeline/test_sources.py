@@ -7,11 +7,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from qf.pipeline import sources
+from hypothesis import given
+from hypothesis import strategies as st
 from qf.pipeline.datasets import read
 from qf.pipeline.images import MAX_BYTES, UnreadableImage
 from qf.pipeline.records import ReadOptions
-from qf.pipeline.sources import ImageFile, ParquetCell, TarSlice, load
+from qf.pipeline.sources import ImageFile, ParquetCell, TarSlice, fetch, load
+
+from conftest import counted_parquet  # isort: skip
 
 
 @pytest.fixture
@@ -93,7 +96,62 @@ def test_cells_in_order_and_backwards(parquet, threads):
     with ThreadPoolExecutor(threads) as pool:
         assert list(pool.map(load, cells)) == expected
         assert list(pool.map(load, cells[499:1300:100][::-1])) == expected[499:1300:100][::-1]
-    assert len(sources._CELLS._groups) <= sources.OPEN_GROUPS
+
+
+@given(
+    st.lists(st.lists(st.none() | st.binary(max_size=9), min_size=1, max_size=200), min_size=1, max_size=9),
+    st.randoms(),
+)
+def test_cells_in_any_order_and_each_row_once_in_theirs(tmp_path_factory, groups, random):
+    """Whatever the row groups: in the order of rows a file is opened once, and a row group read once from its start."""
+    file = tmp_path_factory.mktemp("cells") / "d.parquet"
+    schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
+    with pq.ParquetWriter(file, schema) as writer:
+        for group in groups:
+            rows = [{"bytes": data, "path": None} for data in group]
+            writer.write_table(pa.table({"image": rows}, schema=schema))
+    cells = {
+        ParquetCell(str(file), "image.bytes", number, row): data or b""
+        for number, group in enumerate(groups)
+        for row, data in enumerate(group)
+    }
+    some = [cell for cell in cells if random.random() < 0.7]
+    with pytest.MonkeyPatch.context() as patch:
+        opened, begun = counted_parquet(patch)
+        assert [load(fetch(cell)) for cell in some] == [cells[cell] for cell in some]
+        assert len(opened) <= 1
+        assert begun == sorted({cell.group for cell in some})
+    random.shuffle(some)
+    assert [load(cell) for cell in some] == [cells[cell] for cell in some]
+
+
+def test_a_damaged_row_group_is_read_once(parquet, monkeypatch):
+    """What lies before the damage is there; what follows it is lost for one reason, and the next row group is whole."""
+    file, expected = parquet
+    part = pq.ParquetFile(file).metadata.row_group(1).column(0)
+    data = bytearray(file.read_bytes())
+    data[part.data_page_offset : part.data_page_offset + 40] = bytes(40)
+    file.write_bytes(data)
+    _, begun = counted_parquet(monkeypatch)
+    reasons = set()
+    for n in range(1500):
+        cell = fetch(ParquetCell(str(file), "image.bytes", n // 500, n % 500))
+        if 500 <= n < 1000:
+            with pytest.raises(UnreadableImage) as error:
+                load(cell)
+            reasons.add(str(error.value))
+        else:
+            assert load(cell) == expected[n]
+    assert begun == [0, 1, 2]
+    assert len(reasons) == 1
+    assert reasons.pop().startswith("cannot be read: ")
+
+
+def test_a_file_written_anew_is_read_anew(tmp_path):
+    for data in (b"old", b"new"):
+        pq.write_table(pa.table({"jpg": [data] * 5}), tmp_path / "new")
+        (tmp_path / "new").rename(tmp_path / "d.parquet")
+        assert load(ParquetCell(str(tmp_path / "d.parquet"), "jpg", 0, 2)) == data
 
 
 def test_cells_that_are_not_there(parquet):
@@ -123,5 +181,4 @@ def test_a_large_row_group_takes_little_memory(tmp_path):
     for row in range(0, 1000, 10):
         assert load(ParquetCell(str(tmp_path / "d.parquet"), "jpg", 0, row)) == pictures[row]
         peak = max(peak, pa.total_allocated_bytes() - before)
-    assert peak < 100 * 2**20
-    sources._CELLS._groups.clear()
+    assert peak < 50 * 2**20
