@@ -47,8 +47,8 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
     record can be used. Memory: see the reader of its kind and `Catalogue`."""
     options = options or ReadOptions()
     fractions = options.val_fraction + options.test_fraction
-    if fractions >= 1 and options.val_fraction < 1:
-        raise DatasetError(f"--val-fraction and --test-fraction are {fractions:g} together and leave nothing to train on")
+    if fractions > 1:
+        raise DatasetError(f"--val-fraction and --test-fraction are {fractions:g} together; all is 1")
     if re.match("https?:/", str(source)):
         raise DatasetError(f"{source} is a URL; download it first, for image collections with img2dataset")
     if options.images and not options.images.is_dir():

@@ -122,7 +122,9 @@ def _batches(
 def _inside(file: pq.ParquetFile, group: int, leaf: str) -> list[bool]:
     """Whether each row of a row group holds a picture. The file's statistics mostly tell; otherwise its pages are read."""
     part = file.metadata.row_group(group)
-    at = next(n for n in range(part.num_columns) if part.column(n).path_in_schema == leaf)
+    at = next((n for n in range(part.num_columns) if part.column(n).path_in_schema == leaf), None)
+    if at is None:
+        raise pa.ArrowInvalid(f"row group {group} has no column {leaf}")
     statistics = part.column(at).statistics
     if statistics is not None and statistics.has_null_count and statistics.null_count in (0, part.num_rows):
         return [statistics.null_count == 0] * part.num_rows

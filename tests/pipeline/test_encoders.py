@@ -302,13 +302,65 @@ def test_other_weights_under_the_same_name_are_refused(clip_folder):
 
 
 def test_external_weights_of_an_onnx_model_count(onnx_folder, tmp_path):
-    """Exports may keep their weights in a file beside the model: other weights are another encoder."""
-    import shutil
+    """Exports may keep their weights in files beside the model, under any names: other weights are another encoder."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    def made(name, weight, location):
+        folder = shutil.copytree(onnx_folder, tmp_path / name)
+        model = onnx.load(folder / "model.onnx")
+        scale = helper.make_tensor("scale", TensorProto.FLOAT, [3], np.full(3, weight, np.float32).tobytes(), raw=True)
+        model.graph.node[-1].output[0] = "plain"
+        model.graph.node.append(helper.make_node("Mul", ["plain", "scale"], ["last_hidden_state"]))
+        model.graph.initializer.append(scale)
+        one = location is not None
+        onnx.save_model(
+            model, folder / "model.onnx", save_as_external_data=True, all_tensors_to_one_file=one, location=location,
+            size_threshold=4,
+        )  # fmt: skip
+        return load_encoder(str(folder), CPU, torch.float32)
 
     hashes = set()
-    for weights in (b"", b"one", b"two"):
-        folder = shutil.copytree(onnx_folder, tmp_path / f"with-{weights.decode()}")
-        if weights:
-            (folder / "model.onnx.data").write_bytes(weights)
-        hashes.add(load_encoder(str(folder), CPU, torch.float32).identity["sha256"])
-    assert len(hashes) == 3
+    for location in ("model.onnx.data", "weights.bin", None):
+        for weight in (1.0, 2.0):
+            encoder = made(f"{location}-{weight}", weight, location)
+            assert float(encoder.encode(np.full((1, 3, 32, 32), 255, np.uint8))[0][0, 0, 0]) == weight
+            hashes.add(encoder.identity["sha256"])
+    assert len(hashes) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 1}, "does not take batches of pictures as its preprocessor_config.json makes them"),
+        ({"kind": 10}, "does not take batches of pictures"),  # float16
+        ({"channels": 1}, "does not take batches of pictures"),
+        ({"more": True}, "does not take batches of pictures"),
+        ({"joint": True}, r"image_embeds has shape \(2, 3, 32, 32\), not \(batch, width\)"),
+    ],
+)
+def test_onnx_models_that_take_something_else_are_refused(onnx_folder, tmp_path, change, message):
+    import onnx
+    from onnx import TensorProto, helper
+
+    folder = shutil.copytree(onnx_folder, tmp_path / "other")
+    kind = change.get("kind", TensorProto.FLOAT)
+    shape = [change.get("batch", "batch"), change.get("channels", 3), 32, 32]
+    inputs, outputs = [helper.make_tensor_value_info("pixel_values", kind, shape)], []
+    nodes = [
+        helper.make_node("Reshape", ["pixel_values", "shape"], ["last_hidden_state"]),
+        helper.make_node("Identity", ["pixel_values"], ["image_embeds"]),
+    ]
+    outputs.append(helper.make_tensor_value_info("last_hidden_state", kind, [shape[0], shape[1], 1024]))
+    if "joint" in change:
+        outputs.append(helper.make_tensor_value_info("image_embeds", kind, shape))
+    if "more" in change:
+        inputs.append(helper.make_tensor_value_info("mask", kind, [shape[0]]))
+        outputs.append(helper.make_tensor_value_info("seen", kind, [shape[0]]))
+        nodes.append(helper.make_node("Identity", ["mask"], ["seen"]))
+    sizes = helper.make_tensor("shape", TensorProto.INT64, [3], [0, shape[1], 1024])
+    graph = helper.make_graph(nodes[: None if "joint" in change or "more" in change else 1], "other", inputs, outputs, [sizes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(str(folder), CPU, torch.float32)

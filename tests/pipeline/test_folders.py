@@ -100,7 +100,7 @@ def test_folders_that_hold_no_captions(tmp_path):
 
 def test_a_lone_train_folder_is_split_by_hash(tmp_path):
     fill(tmp_path, {"train/metadata.jsonl": json.dumps({"file_name": "a.jpg", "text": "x"})})
-    assert read(tmp_path, ReadOptions(test_fraction=1)).records.splits["test"] == 1
+    assert read(tmp_path, ReadOptions(val_fraction=0, test_fraction=1)).records.splits["test"] == 1
 
 
 def test_metadata_that_is_a_link_out_of_the_folder(tmp_path):

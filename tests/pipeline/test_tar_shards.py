@@ -86,7 +86,9 @@ def cut(block, sizes):
 def open_features(folder, shards, codec, pooled, views=3):
     encoder = {"tokens": TOKENS, "width": WIDTH, "joint": JOINT if pooled else None}
     shards = [described(shard) for shard in shards]
-    write_manifest(folder, "features", {"encoder": encoder, "codec": codec, "views": views, "shards": shards})
+    manifest = {"encoder": encoder, "codec": codec, "format": "webdataset", "views": views, "shards": shards}
+    counts = {"records": 0, "captions": 0, "rejected": 0, "splits": {}, "source": {}}
+    write_manifest(folder, "features", manifest | counts)
     return Features(folder)
 
 

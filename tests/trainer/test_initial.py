@@ -47,7 +47,7 @@ def test_the_language_head_of_a_bert_comes_along_and_dec_is_new(features, tmp_pa
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     bert = BertForMaskedLM(BertConfig(vocab_size=len(words), max_position_embeddings=20, **sizes))
     bert.save_pretrained(tmp_path)
-    model, tokens = make_model(TrainConfig(init=str(tmp_path)), features, [])
+    model, tokens = make_model(TrainConfig(init=str(tmp_path), max_text_length=20), features, [])
     assert tokens.ids(["RED bars"], 9) == [[2, 5, 6, 7, 3]]
     assert torch.equal(model.cls.predictions.transform.dense.weight, bert.cls.predictions.transform.dense.weight)
     assert torch.equal(model.cls.predictions.bias[:-1], bert.cls.predictions.bias)
