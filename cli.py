@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from .pipeline.extract import Status
+    from .trainer.embed import Embedder
 
 app = typer.Typer(
     name="qf",
@@ -74,10 +75,16 @@ def common(
 
 @app.command()
 def demo(
-    workspace: Workspace = HERE / "demo",
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-w", help="Folder for all of it; demo in the usual one unless given.")
+    ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the sample's training scenes.")] = 8,
     scenes: Annotated[
-        int, typer.Option(min=48, help="Training scenes, besides 250 to validate and 500 to test.")
+        int,
+        typer.Option(
+            min=48,
+            help="Training scenes; besides them a 16th, 250 at most, to validate, and an 8th, 500 at most, to test.",
+        ),
     ] = 4000,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of training.")] = 0,
     device: Device = "auto",
@@ -89,7 +96,8 @@ def demo(
     from .pipeline.device import resolve_device
     from .retrieval.demo import Watch, demo
 
-    config = TrainConfig(epochs=epochs, seed=seed, precision=precision, batch_size=64, lr=1e-3, contrast_first=0.6)
+    workspace = workspace or Path(os.environ.get("QF_WORKSPACE") or HERE) / "demo"
+    config = TrainConfig(epochs=epochs, seed=seed, precision=precision, batch_size=64, lr=1e-3, contrast_first=0.4)
     with Display(quiet) as display:
         watch = Watch(display.say, display.extracting, display.training)
         summary = demo(workspace, scenes, config, resolve_device(device), precision, watch)
@@ -132,11 +140,10 @@ def extract(
         str | None, typer.Option(help="Column with a unique key; the image's name unless given.")
     ] = None,
     val_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Share to validate on, where no split is named.")
+        float,
+        typer.Option(min=0, max=1, help="Share to validate on, drawn where the data names no split, or train alone."),
     ] = 0.05,
-    test_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Share to test on, where no split is named.")
-    ] = 0.0,
+    test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share to test on, drawn likewise.")] = 0.0,
     redraw_splits: Annotated[
         bool, typer.Option("--redraw-splits", help="Draw the splits by these shares, whatever the data names.")
     ] = False,
@@ -318,6 +325,10 @@ def train(
 
     if not name or name in (".", "..") or Path(name).name != name:
         raise typer.BadParameter(f"--name {name!r} is no name for a folder in {workspace / 'runs'}")
+    if not epochs and init is None:
+        raise typer.BadParameter("--epochs 0 keeps the weights of --init as they are: name some")
+    if init is not None and not Path(init).exists() and (workspace / "runs" / init).is_dir():
+        init = str(workspace / "runs" / init)
     processes, on = Processes.join(resolve_device(device))
     features = Features(workspace / "features")
     folder = workspace / "runs" / name
@@ -382,9 +393,9 @@ def search(
     find: Annotated[str, typer.Option(help="With --image: images, or text for captions.")] = "images",
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many hits.")] = 10,
     rerank: Annotated[
-        int, typer.Option(min=0, help="Match this many of the first hits with the text, and reorder.")
+        int, typer.Option(min=0, help="Match this many of the first hits, -k at least, with the text, and reorder.")
     ] = 0,
-    sheet: Annotated[Path | None, typer.Option(help="Draw the hits as a contact sheet, a PNG.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the hits as a contact sheet, FILE.png.")] = None,
     workspace: Workspace = HERE,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -396,6 +407,8 @@ def search(
         raise typer.BadParameter('give either a text, as in qf search "a dog on a beach", or --image FILE')
     if find not in ("images", "text"):
         raise typer.BadParameter("--find is images or text")
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--sheet {sheet}: the sheet is a PNG; give it a name that ends in .png")
     if image is None and find == "text":
         raise typer.BadParameter("--find text finds captions for a picture: give --image FILE instead of a text")
     if image is not None and rerank:
@@ -417,11 +430,14 @@ def search(
     if image is not None:
         answers = searcher.captions(image, k) if find == "text" else searcher.image(image, k)
     else:
+        if searcher.run is not None:
+            warn_cut(query or "", searcher.run.embedder)
         answers = searcher.text(query or "", k, rerank)
     if sheet is not None:
         from .retrieval.sheet import contact_sheet
 
-        contact_sheet([(query or f"like {image}", answers)], sheet)
+        title = query or f"{'captions for' if find == 'text' else 'like'} {image}"
+        contact_sheet([(title, answers)], sheet)
     if as_json:
         for answer in answers:
             print(json.dumps(answer.line(), ensure_ascii=False))
@@ -457,6 +473,9 @@ def explain(
     from .retrieval.pictures import cached_picture, encode_picture
     from .retrieval.runs import check_features, open_run
 
+    out = out or workspace / "explain.png"
+    if out.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--out {out}: the drawing is a PNG; give it a name that ends in .png")
     on = resolve_device(device)
     opened = open_run(run_folder(workspace, run), on, precision)
     if Path(image).is_file():
@@ -467,8 +486,8 @@ def explain(
         features = Features(workspace / "features")
         check_features(opened, features)
         picture = cached_picture(features, image)
+    warn_cut(caption, opened.embedder)
     explanation = explain(opened, picture, caption)
-    out = out or workspace / "explain.png"
     draw_explanation(explanation, out)
     summary = {**explanation.summary(), "run": str(opened.folder), "out": str(out)}
     print_json(summary) if as_json else say_explain(summary)
@@ -476,7 +495,9 @@ def explain(
 
 @app.command("eval")
 def evaluate(
-    split: Annotated[str, typer.Option(help="The split to measure on.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="The split to measure on; test unless given, or val where there is no test.")
+    ] = None,
     rerank: Annotated[int, typer.Option(min=0, help="Match this many candidates of each query; 0: none.")] = 16,
     run: RunName = None,
     workspace: Workspace = HERE,
@@ -493,6 +514,7 @@ def evaluate(
 
     on = resolve_device(device)
     features = Features(workspace / "features")
+    split = split or ("test" if len(features.rows("test")) else "val")
     chosen = run_folder(workspace, run) if run or latest_run(workspace / "runs") else None
     with Display(quiet) as display:
         display.say(f"evaluating {chosen or 'the encoder alone (no run yet)'} on the {split} split")
@@ -581,12 +603,27 @@ def artifacts_at(path: Path) -> list[Path]:
 
     if has_manifest(path) or path.is_file():
         return [path]
-    parts = [
-        part for part in (path / "features", *sorted((path / "runs").glob("*")), path / "index") if has_manifest(part)
-    ]
+    every = [path, path / "features", *sorted((path / "runs").glob("*")), path / "index"]
+    parts = [part for part in every[1:] if has_manifest(part)]
+    unfinished = [part for part in every if any((part / name).is_file() for name in ("plan.json", "config.json"))]
+    for part in (part for part in unfinished if not has_manifest(part) and parts):
+        print(f"{part}: unfinished; the command that began it goes on", file=sys.stderr)
+    if not parts and unfinished:
+        raise QfError(f"{unfinished[0]} is unfinished; run the command that began it again, and it goes on")
     if not parts:
-        raise QfError(f"{path} holds no finished features, run or index; begin with `qf extract SOURCE` or `qf demo`")
+        raise QfError(f"{path} holds no features, run or index; begin with `qf extract SOURCE` or `qf demo`")
     return parts
+
+
+def warn_cut(text: str, embedder: "Embedder") -> None:
+    """A line on stderr if the model does not read all of the text."""
+    count = len(embedder.tokens.ids([text], sys.maxsize)[0])
+    if count > embedder.max_text_length:
+        print(
+            f"qf: the model reads the first {embedder.max_text_length} tokens of the text, which has {count} "
+            "(--max-text-length of its training)",
+            file=sys.stderr,
+        )
 
 
 def run_folder(workspace: Path, name: str | None) -> Path:
@@ -608,6 +645,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def counted(count: int, what: str) -> str:
+    """1 step, 2 steps."""
+    return f"{count:,} {what}" + "s" * (count != 1)
+
+
 def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
 
@@ -625,7 +667,7 @@ def say_extract(s: dict[str, Any]) -> None:
     rate = f"{s['images_per_second']:.0f} images/s" if s["encoded"] else "nothing new to encode"
     print(
         f"features  {s['records']:,} images ({by_split(s['splits'])}), {s['captions']:,} captions, {s['rejected']:,} rejected; "
-        f"{size(s['bytes'])} in {s['shards']} shards at {s['features']}  ({duration(s['seconds'])}, {rate})"
+        f"{size(s['bytes'])} in {counted(s['shards'], 'shard')} at {s['features']}  ({duration(s['seconds'])}, {rate})"
     )
 
 
@@ -637,13 +679,14 @@ def say_verify(s: dict[str, Any]) -> None:
     for problem in s["problems"]:
         print(f"{s['kind']:<9} {problem}")
     if not s["problems"]:
-        print(f"{s['kind']:<9} {s['path']}: sound; {s['files']:,} files, {size(s['bytes'])}")
+        print(f"{s['kind']:<9} {s['path']}: sound; {counted(s['files'], 'file')}, {size(s['bytes'])}")
 
 
 def say_train(s: dict[str, Any]) -> None:
     best = s["best"]
-    checked = f"; best validation R@1 {best['text_to_image_R@1']:.1f} % text to image" if best else ""
-    steps = f"{s['steps']:,} steps" + (f" of {s['planned_steps']:,} ({s['stopped']})" if s["stopped"] else "")
+    recalls = ", ".join(f"{best[name]:.1f} {label}" for name, label in RECALLS.items() if name in best)
+    checked = f"; validation R@1 in % of the weights that are kept: {recalls}" if best else ""
+    steps = counted(s["steps"], "step") + (f" of {s['planned_steps']:,} ({s['stopped']})" if s["stopped"] else "")
     trained = f"{steps}, loss {s['loss']:.3f}{checked}" if s["steps"] else "no steps, the weights as they came"
     print(f"run       {s['run']}: {trained}  ({duration(s['seconds'])})")
 
@@ -661,6 +704,7 @@ def say_index(s: dict[str, Any]) -> None:
 
 
 def say_explain(s: dict[str, Any]) -> None:
+    print(f"run       {s['run']}")
     print(f"scores    ITC {s['itc']:.3f}, ITM {s['itm']:.3f} (probability {s['itm_probability']:.1%})")
     first, *others = s["queries"]
     answers = f"query {first['query']} answers, {first['score']:.3f}"
@@ -693,13 +737,16 @@ def say_info(name: str, manifest: dict[str, Any]) -> None:
     if kind == "features":
         encoder, source = manifest["encoder"], manifest["source"]
         print(f"  from      {source['path']} ({source['kind']}), {manifest['rejected']:,} records rejected")
-        shape = f"{encoder['tokens']} tokens x {encoder['width']}, joint {encoder['joint']}, {encoder['precision']}"
+        joint = f"joint space of {encoder['joint']}" if encoder["joint"] else "no joint space"
+        shape = f"{encoder['tokens']} tokens x {encoder['width']}, {joint}, {encoder['precision']}"
         print(f"  encoder   {encoder['id']}, layer {encoder['layer']}, {shape}")
-        views = f", {manifest['views']} views of each training image" if manifest["views"] else ""
+        views = f", {counted(manifest['views'], 'view')} of each training image" if manifest["views"] else ""
         images = f"{manifest['records']:,} images ({by_split(manifest['splits'])})"
         print(f"  holds     {images}, {manifest['captions']:,} captions{views}")
         weight = size(sum(shard["bytes"] for shard in manifest["shards"]))
-        print(f"  on disk   {len(manifest['shards'])} shards, {weight}, {manifest['codec']}, {manifest['format']}")
+        print(
+            f"  on disk   {counted(len(manifest['shards']), 'shard')}, {weight}, {manifest['codec']}, {manifest['format']}"
+        )
     elif kind == "run":
         model, best = manifest["model"], manifest["best"]
         print(
@@ -707,7 +754,7 @@ def say_info(name: str, manifest: dict[str, Any]) -> None:
             f"from {manifest['train']['init'] or 'scratch'}"
         )
         print(
-            f"  trained   {manifest['epochs']:g} epochs, {manifest['steps']:,} steps, {duration(manifest['seconds'])}"
+            f"  trained   {manifest['epochs']:g} epochs, {counted(manifest['steps'], 'step')}, {duration(manifest['seconds'])}"
         )
         if manifest["stopped"]:
             print(f"  stopped   of {manifest['planned_steps']:,} steps planned: {manifest['stopped']}")

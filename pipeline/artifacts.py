@@ -27,7 +27,11 @@ CONTENT: dict[str, dict[str, type]] = {  # what the manifest of each kind holds 
         **dict.fromkeys(("views", "records", "captions", "rejected"), int),
         "shards": list,
     },
-    "run": {**dict.fromkeys(("model", "train", "encoder", "features", "best"), dict), "sha256": str, "files": list},
+    "run": {
+        **dict.fromkeys(("model", "train", "encoder", "features", "best"), dict),
+        **dict.fromkeys(("sha256", "finished"), str),
+        "files": list,
+    },
     "index": {
         **dict.fromkeys(("run", "features"), dict),
         **dict.fromkeys(("images", "vectors", "texts", "per_image"), int),

@@ -105,6 +105,11 @@ class Catalogue(Sequence[Record]):
                 key = seen.most_common(1)[0][0]
                 raise DatasetError(f"two images have the key {key!r}; keys must be unique (--key-column names others)")
 
+    @property
+    def drawn(self) -> bool:
+        """Whether `draw` gave the splits."""
+        return self._draw is not None
+
     def __len__(self) -> int:
         return self._length
 

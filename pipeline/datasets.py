@@ -6,13 +6,14 @@ Flickr8k / Flickr30k tokens     `NAME.jpg#0<TAB>caption`, with `Flickr_8k.trainI
 folder of images                with `metadata.csv|jsonl|parquet`, or with a text or JSON beside each image
 folder of Parquet shards        a Hugging Face dataset on disk
 WebDataset                      a tar, a folder of tars
-brace patterns                  `data/{00000..00031}.tar`, `captions_{train,val}2017.json`: files of one kind
+patterns                        `data/{00000..00031}.tar`, `captions_{train,val}2017.json`, `data/*.tar`: files of one kind
 """
 
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from itertools import product
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from .rows import is_json_lines, json_lines
 from .tables import TABLES, read_rows, read_table
 from .tars import COMPRESSED, read_tars
 
+CAPTIONS = " (qf needs one: text in a .txt beside each image, or a metadata.csv with the columns file_name and caption)"
 MAX_FILES = 1_000_000  # that a brace pattern names
 EXPECTED = "a CSV, TSV, JSON lines or Parquet file, COCO or Karpathy JSON, Flickr8k tokens, a WebDataset tar, or a folder of these"
 
@@ -43,7 +45,7 @@ Found = tuple[str, str, Iterator[Record]]  # kind, in words, records
 
 
 def read(source: Path, options: ReadOptions | None = None) -> Dataset:
-    """Read the caption dataset at `source`, also a brace pattern. DatasetError if there is none, keys repeat, or no
+    """Read the caption dataset at `source`, also a pattern. DatasetError if there is none, keys repeat, or no
     record can be used. Memory: see the reader of its kind and `Catalogue`."""
     options = options or ReadOptions()
     fractions = options.val_fraction + options.test_fraction
@@ -56,7 +58,7 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
     if os.path.exists(source):
         paths = [source]
     else:
-        paths = braces(source)
+        paths = [Path(name) for path in braces(source) for name in sorted(glob(str(path))) or [str(path)]]
         for path in paths:
             if not os.path.exists(path):
                 raise DatasetError(f"{path} does not exist; give {EXPECTED}")
@@ -65,7 +67,10 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
     if not len(catalogue):
         raise DatasetError(f"{source} holds no records; a dataset needs at least one image with a caption")
     if not sum(catalogue.splits.values()):
-        raise DatasetError(f"{source}: none of {len(catalogue):,} records can be used; {catalogue.first_problem}")
+        cure = CAPTIONS if catalogue.first_problem.endswith(": no caption") else ""
+        raise DatasetError(f"{source}: none of {len(catalogue):,} records can be used; {catalogue.first_problem}{cure}")
+    if catalogue.drawn and sum(map(bool, catalogue.splits.values())) > 1:
+        found += ", all of it train: other splits are drawn from it"
     return Dataset(kind, found, catalogue)
 
 
@@ -161,7 +166,8 @@ def _read_folder(folder: Path, options: ReadOptions) -> Found:
         return "sidecars", "images with a .txt or .json beside each", read_sidecars(folder, options)
     if next(folder.glob("*.arrow"), None):
         raise DatasetError(
-            f"{folder} holds Arrow files, as save_to_disk of Hugging Face datasets writes them; save it with to_parquet instead"
+            f"{folder} holds features that qf extracted, or Arrow files as save_to_disk of Hugging Face datasets writes them; "
+            "save the dataset with to_parquet instead"
         )
     raise DatasetError(
         f"{folder} holds no captions: expected metadata.csv, metadata.jsonl or metadata.parquet in it (columns file_name and "

@@ -9,7 +9,6 @@ import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from .records import IMAGE_SUFFIXES, SPLITS, ReadOptions, Record, printable, split_of, texts
 from .sources import ImageFile

@@ -57,7 +57,7 @@ class Ledger:
         if not finished and not (self.folder / PLAN).is_file():
             return "fresh"
         old = self.manifest() if finished else read_json(self.folder / PLAN)
-        changed = difference(_comparable(old), _comparable(self.plan))
+        changed = _changed(old, self.plan)
         if not changed:
             return "finished" if finished else "resumable"
         if not finished and (overwrite or not any(self.folder.glob("shard-*.json"))):
@@ -144,6 +144,22 @@ class Ledger:
             if shard.name not in kept:
                 shard.unlink(missing_ok=True)
         (self.folder / PLAN).unlink(missing_ok=True)
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first difference that matters between two plans, in words, or None."""
+    if old["encoder"]["sha256"] != new["encoder"]["sha256"]:
+        ids = (old["encoder"]["id"], new["encoder"]["id"])
+        return f"encoder was {ids[0]} and is now {ids[1]}" + (" with other weights" if ids[0] == ids[1] else "")
+    changed = difference(_comparable(old), _comparable(new))
+    if changed and changed.startswith("source."):
+        paths = (old["source"]["path"], new["source"]["path"])
+        return (
+            f"source was {paths[0]} and is now {paths[1]}"
+            if paths[0] != paths[1]
+            else f"{paths[0]} has changed ({changed})"
+        )
+    return changed
 
 
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:

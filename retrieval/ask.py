@@ -12,7 +12,7 @@ from ..pipeline.features import Features
 from ..pipeline.text_tower import TextTower
 from .index import Index, check_origin, make_index, open_index
 from .pictures import encode_picture
-from .runs import Run, open_run
+from .runs import Run, check_features, open_run
 from .search import Hits, best_distinct, nearest_images, reorder
 
 
@@ -47,6 +47,7 @@ class Searcher:
         index = open_index(folder)
         run = open_run((folder / index.manifest["run"]["path"]).resolve(), device, precision)
         features = Features((folder / index.manifest["features"]["path"]).resolve())
+        check_features(run, features)
         check_origin(folder, index.manifest, run.manifest["sha256"], features)
         return cls(index, features, device, run)
 

@@ -63,11 +63,19 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
 
     height, width = e.pixels.shape[1:]
     _show(place(0, f"what the encoder sees: {width} x {height} pixels"), e.pixels.transpose(1, 2, 0))
-    heat = _overlay(place(1, f"where query {e.query} looks"), e, e.attention[e.query])
+    heat = _overlay(place(1, f"where query {e.query} looks"), e, e.attention[e.query], e.attention[e.query].mean())
     others = "the class token" if e.grid.first == 1 else f"the {e.grid.first} tokens before the patches"
     off = f" ({1 - e.attention[e.query].sum():.0%} is on {others})" if e.grid.first else ""
     left = MARGIN + panel + GAP
-    _bar(page, heat, left, panels_top + panel * aspect, panel, f"share of its attention{off}", percent=True)
+    _bar(
+        page,
+        heat,
+        left,
+        panels_top + panel * aspect,
+        panel,
+        f"share of its attention, from the mean up{off}",
+        percent=True,
+    )
     title, left = "what speaks for a match", left + panel + GAP
     if e.evidence.max() > 0:
         heat = _overlay(place(2, title), e, e.evidence / e.evidence.max())
@@ -75,13 +83,13 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
     else:
         _overlay(place(2, f"{title}: no patch"), e, e.evidence)
 
-    which = f"where each of the {len(e.scores)} queries looks, ordered by score with the text; each has its own scale of colours"
+    which = f"where each of the {len(e.scores)} queries looks, ordered by score with the text; each has its own scale, from its mean up"
     page.text(MARGIN, tiles_top - TITLE - 0.05, which, fontsize=11)
     for place_of, query in enumerate(np.argsort(-e.scores, kind="stable")):
         left = MARGIN + place_of % TILES * (tile + GAP / 2)
         top = tiles_top + place_of // TILES * tile_height
         axes = page.axes(left, top + TILE_TITLE, tile, tile * aspect)
-        _overlay(axes, e, e.attention[query])
+        _overlay(axes, e, e.attention[query], e.attention[query].mean())
         style = {"color": ANSWER, "fontweight": "bold"} if query == e.query else {}
         page.text(left, top + 0.04, f"query {query}   {e.scores[query]:.3f}", fontsize=8, **style)
     with atomic_file(path) as file, warnings.catch_warnings():
@@ -95,17 +103,18 @@ def _show(axes: Axes, pixels: np.ndarray) -> None:
     axes.set_axis_off()
 
 
-def _overlay(axes: Axes, e: Explanation, heat: np.ndarray) -> Any:
-    """`heat` (rows, columns) over the picture in grey, the more opaque the hotter."""
+def _overlay(axes: Axes, e: Explanation, heat: np.ndarray, ground: float = 0.0) -> Any:
+    """`heat` (rows, columns) over the picture in grey, the more opaque the hotter above `ground`; full colour takes twice
+    that at least, so that what is even stays grey."""
     _show(axes, e.pixels.mean(0) * 0.8)
-    grid, top = e.grid, heat.max() or 1.0
+    grid, top = e.grid, max(heat.max(), 2 * ground) or 1.0
     fine = _smooth(heat, grid.side)
     drawn = axes.imshow(
         fine,
         cmap=COLOURS,
-        vmin=0,
+        vmin=ground,
         vmax=top,
-        alpha=0.85 * (fine / top) ** 0.7,
+        alpha=0.85 * ((fine - ground) / (top - ground)).clip(0, 1) ** 0.7,
         extent=(0, grid.columns * grid.side, grid.rows * grid.side, 0),
     )
     axes.set(xlim=(0, e.pixels.shape[2]), ylim=(e.pixels.shape[1], 0))

@@ -109,7 +109,7 @@ def open_index(folder: Path) -> Index:
         with pa.memory_map(str(folder / "rows.arrow")) as source:
             rows = pa.ipc.open_file(source).read_all()
     except (RuntimeError, OSError, pa.ArrowInvalid) as error:
-        raise ArtifactError(f"index {folder} is damaged ({str(error).splitlines()[0][:120]}); {REBUILD}") from error
+        raise ArtifactError(f"index {folder} is damaged or lacks a file; {REBUILD}") from error
     if images.ntotal != manifest["vectors"] or texts.ntotal != manifest["texts"] or rows.num_rows != manifest["images"]:
         raise ArtifactError(f"index {folder} is not what its manifest says; {REBUILD}")
     return Index(images, texts, manifest["per_image"], rows, *_texts(rows.column("captions").to_pylist()), manifest)

@@ -37,7 +37,7 @@ def open_run(folder: Path, device: torch.device, precision: str) -> Run:
 def latest_run(runs: Path) -> Path | None:
     """The run that was finished last, or None."""
     finished = [path.parent for path in runs.glob(f"*/{MANIFEST}")]
-    return max(finished, key=lambda run: (run / MANIFEST).stat().st_mtime_ns, default=None)
+    return max(finished, key=lambda run: str(read_manifest(run, "run")["finished"]), default=None)
 
 
 def check_features(run: Run, features: Features) -> None:
@@ -46,6 +46,11 @@ def check_features(run: Run, features: Features) -> None:
     for name in ("sha256", "layer", "preprocessing", "tokens", "width"):
         if trained[name] != given[name]:
             raise ArtifactError(
-                f"run {run.folder} was trained on features of encoder {trained['id']} ({name} {trained[name]}); those in "
-                f"{features.folder} are of {given['id']} ({name} {given[name]}); train on them with `qf train --name NAME`"
+                f"run {run.folder} was trained on features of encoder {trained['id']} ({name} {_short(trained[name])}); those in "
+                f"{features.folder} are of {given['id']} ({name} {_short(given[name])}); train on them with `qf train --name NAME`"
             )
+
+
+def _short(value: Any) -> str:
+    """A value for a message; of a checksum the beginning."""
+    return str(value)[:12] if isinstance(value, str) else str(value)

@@ -1,4 +1,4 @@
-"""Contact sheets: a PNG with a row of thumbnails for each search."""
+"""Contact sheets: a PNG with the thumbnails of each search."""
 
 import io
 from bisect import bisect_left
@@ -10,29 +10,34 @@ from PIL import Image, ImageDraw, ImageFont
 from ..pipeline.artifacts import atomic_file
 from .ask import Answer
 
-TILE, GAP, HEAD, FOOT = 160, 12, 30, 38
+TILE, GAP, HEAD, FOOT = 160, 12, 30, 64
+COLUMNS, CAPTION = 6, 3  # tiles in a row, lines of a caption
 PAPER, INK, FAINT, RIGHT = (255, 255, 255), (25, 25, 25), (110, 110, 110), (38, 140, 70)
 
 
 def contact_sheet(
     searches: Sequence[tuple[str, Sequence[Answer]]], path: Path, right: Sequence[str] | None = None
 ) -> None:
-    """Draw each search (its query and answers) as a row. `right` names the key that was looked for, which gets a frame."""
-    columns = max((len(answers) for _, answers in searches), default=1)
-    row = HEAD + TILE + FOOT + GAP
-    sheet = Image.new("RGB", (max(480, columns * (TILE + GAP) + GAP), len(searches) * row + GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    """Draw each search: its query, and its answers in rows. `right` names the key that was looked for, which gets a frame."""
+    columns = min(COLUMNS, max((len(answers) for _, answers in searches), default=1))
     large, small = ImageFont.load_default(16), ImageFont.load_default(11)
+    rows = [-(-len(answers) // columns) for _, answers in searches]
+    width = max(480, columns * (TILE + GAP) + GAP)
+    sheet = Image.new("RGB", (width, len(searches) * (HEAD + GAP) + sum(rows) * (TILE + FOOT + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = GAP
     for number, (query, answers) in enumerate(searches):
-        top = GAP + number * row
-        draw.text((GAP, top), _fit(query, sheet.width - 2 * GAP, large), INK, large)
-        for column, answer in enumerate(answers):
-            x, y = GAP + column * (TILE + GAP), top + HEAD
+        draw.text((GAP, top), _lines(query, width - 2 * GAP, 1, large), INK, large)
+        for place, answer in enumerate(answers):
+            x = GAP + place % columns * (TILE + GAP)
+            y = top + HEAD + place // columns * (TILE + FOOT + GAP)
             _paste(sheet, answer.thumbnail, x, y)
             if right is not None and answer.key == right[number]:
                 draw.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT, width=4)
             draw.text((x, y + TILE + 4), f"{answer.rank}.  {answer.score:.3f}", FAINT, small)
-            draw.text((x, y + TILE + 19), _fit(answer.captions[0] if answer.captions else "", TILE, small), INK, small)
+            caption = _lines(answer.captions[0] if answer.captions else "", TILE, CAPTION, small)
+            draw.multiline_text((x, y + TILE + 19), caption, INK, small, spacing=2)
+        top += HEAD + rows[number] * (TILE + FOOT + GAP) + GAP
     with atomic_file(path) as file:
         sheet.save(file, "PNG")
 
@@ -47,10 +52,18 @@ def _paste(sheet: Image.Image, jpeg: bytes, x: int, y: int) -> None:
     sheet.paste(image, (x + (TILE - image.width) // 2, y + (TILE - image.height) // 2))
 
 
-def _fit(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The text, cut with an ellipsis where it is too wide."""
-    text = text.partition("\n")[0]
-    if len(text) <= width and font.getlength(text) <= width:
-        return text
-    kept = bisect_left(range(min(len(text), width)), True, key=lambda end: font.getlength(text[: end + 1] + "…") > width)
-    return text[:kept].rstrip() + "…"
+def _lines(text: str, width: int, count: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The text in at most `count` lines of that width, broken between words, cut with an ellipsis where it is longer."""
+    rest = " ".join(text[: 4 * width].split())
+    lines: list[str] = []
+    while rest and len(lines) < count:
+        fits = bisect_left(range(1, len(rest) + 1), True, key=lambda end: font.getlength(rest[:end]) > width)
+        if fits < len(rest) and len(lines) + 1 == count:  # the last line says that there is more
+            fits = bisect_left(range(1, len(rest) + 1), True, key=lambda end: font.getlength(rest[:end] + "…") > width)
+            lines.append(rest[:fits].rstrip() + "…")
+            break
+        space = rest.rfind(" ", 0, fits + 1)
+        end = space if fits < len(rest) and space > 0 else max(fits, 1)
+        lines.append(rest[:end])
+        rest = rest[end:].lstrip()
+    return "\n".join(lines)

@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import pyarrow.compute as pc
 
-from ..pipeline.artifacts import read_manifest, sha256_file
+from ..pipeline.artifacts import has_manifest, read_manifest, sha256_file
 from ..pipeline.codecs import decode
 from ..pipeline.errors import ArtifactError
 from ..pipeline.features import SPLITS, Features
 from ..pipeline.ledger import REJECTS
 from ..trainer.pretrained import load_qformer
-from .index import open_index
+from .index import check_origin, open_index
 
 CURES = {
     "features": "extract again with --overwrite",
@@ -105,4 +105,7 @@ def _run(folder: Path, manifest: dict[str, Any]) -> list[str]:
 
 def _index(folder: Path, manifest: dict[str, Any]) -> list[str]:
     index = open_index(folder)  # compares images, vectors and texts with the manifest
+    run, features = ((folder / manifest[name]["path"]).resolve() for name in ("run", "features"))
+    if has_manifest(run) and has_manifest(features):
+        check_origin(folder, manifest, read_manifest(run, "run")["sha256"], Features(features))
     return _differences(manifest, {"vectors": len(index) * index.per_image, "texts": len(index.captions)})

@@ -62,6 +62,9 @@ def test_wrong_usage_is_2(qf):
     assert qf("train", "--lr", -1)[0] == 2
     for name in ("", ".", "..", "a/b", "../features"):
         assert "is no name for a folder" in " ".join(qf("train", "--name", name)[2].split())
+    assert "name some" in qf("train", "--epochs", 0)[2]
+    assert "ends in .png" in qf("search", "a dog", "--sheet", "hits.jpg")[2]
+    assert "ends in .png" in qf("explain", "a.jpg", "a dog", "--out", "a.jpg")[2]
     assert "--image FILE" in qf("search", "a dog", "--find", "text")[2]
     assert "does not go with --image" in qf("search", "--image", "x.jpg", "--rerank", 8)[2]
 

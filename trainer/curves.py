@@ -6,6 +6,9 @@ from typing import IO, Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+FEW = 30  # points that are marked
 
 
 def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
@@ -20,7 +23,8 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
         ("loss_itm", "matching (ITM)"),
         ("loss_itg", "generation (ITG)"),
     ):
-        _plot(left, losses, name, label)
+        _plot(left, losses, name, label, marker="o" if len(losses) < FEW else "", markersize=3)
+    end = max((line["step"] for line in lines), default=1)
     left.set(title="training losses", xlabel="step", ylabel="loss", ylim=(0, None))
     if losses:
         left.legend()
@@ -38,9 +42,11 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
     if checks:
         right.legend()
     else:
-        right.text(0.5, 0.5, "no validation split", ha="center", transform=right.transAxes)
+        right.text(0.5, 0.5, "no validation", ha="center", transform=right.transAxes)
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.set_xlim(0, end * 1.05)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     figure.savefig(file, format="png", dpi=120)
 
 

@@ -40,6 +40,8 @@ def export(run: Path, out: Path, layout: str, overwrite: bool = False) -> dict[s
     model = load_qformer(run)
     tokens = Tokens.load(run / "tokenizer.json")
     state = model.state_dict()
+    if out.suffix in (".pth", ".pt", ".bin"):
+        raise ArtifactError(f"{out}: qf writes no pickle; name a .safetensors file or a folder")
     if layout == "lavis":
         file = out if out.suffix == ".safetensors" else out / WEIGHTS
         file.parent.mkdir(parents=True, exist_ok=True)

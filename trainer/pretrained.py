@@ -186,7 +186,9 @@ def _from_bert(name: str, folder: Path, config: Mapping[str, Any]) -> Weights:
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{folder / 'config.json'} has a size that is no number: {error}") from error
     if min(sizes[size] for size in names) < 1 or sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise ArtifactError(f"{folder / 'config.json'} has sizes that no BERT has: {', '.join(f'{n} {sizes[n]}' for n in names)}")
+        raise ArtifactError(
+            f"{folder / 'config.json'} has sizes that no BERT has: {', '.join(f'{n} {sizes[n]}' for n in names)}"
+        )
     tokenizer = read_tokenizer(folder)
     if tokenizer is not None:
         tokens = Tokens.parse(tokenizer, folder, words)

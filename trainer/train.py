@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from .step import Moment, Stage1, backward
 from .tokens import Tokens
 from .weights import load_tensors
 
+FEW_STEPS = 200
 MATCHED_TEXTS, MATCHED_AT = 250, 16  # of validation: how many texts are matched, with how many images each
 
 
@@ -166,6 +168,8 @@ def train(
             f"--batch-size {config.batch_size} must be a multiple of the number of processes, {processes.count}, "
             f"and --contrastive-batch {contrasted} a multiple of --batch-size"
         )
+    if not math.isfinite(config.epochs):
+        raise TrainingError(f"--epochs {config.epochs}: give a number")
     if config.patience and not len(features.rows("val")):
         raise TrainingError(
             f"--patience {config.patience}: {features.folder} has no images in the split val to judge by"
@@ -174,6 +178,8 @@ def train(
     settings = json.loads(json.dumps({"train": asdict(config), "features": features.identity, "precision": str(dtype)}))
     with locked(folder) if processes.first else nullcontext():
         finished = processes.first and _finished(folder, settings, overwrite)
+        if finished:
+            say(f"{folder} is finished: nothing to train; --overwrite trains it anew")
         if not processes.agree(finished, device):
             torch.manual_seed(config.seed)
             rows = features.rows("train")
@@ -189,7 +195,7 @@ def train(
             open_log = partial(Log, report=report, writer=writer)
             if batches:
                 embedder = Embedder(model.to(device), tokens, device, dtype, config.max_text_length)
-                _train(features, folder, config, embedder, batches, processes, open_log)
+                _train(features, folder, config, embedder, batches, processes, open_log, say)
             elif processes.first:  # the weights as they came
                 with open_log(folder, 0, 0.0, 0):
                     _finish(folder, model, features, config)
@@ -204,6 +210,8 @@ def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
     if has_manifest(folder) or steps(folder / "checkpoints"):
         changed = difference(read_json(folder / "config.json"), settings)
         if changed:
+            if changed.startswith("features "):
+                changed = "the features are not the same any more"
             raise ArtifactError(
                 f"run {folder} was made otherwise: {changed}; choose another --name, or replace it with --overwrite"
             )
@@ -254,6 +262,7 @@ def _train(
     batches: Batches,
     processes: Processes,
     open_log: Callable[..., Log],
+    say: Callable[[str], None],
 ) -> None:
     model, device = embedder.model, embedder.device
     model.gradient_checkpointing = config.gradient_checkpointing
@@ -273,6 +282,7 @@ def _train(
     if saved := steps(checkpoints):
         so_far = Progress(**load_checkpoint(saved[-1], model, optimizer, device))
     start, began = so_far.step, time.perf_counter() - so_far.seconds
+    say(_outlook(batches, config, total, start))
     means = _Means(names, device)
     last, last_pairs, last_waited = time.perf_counter(), so_far.pairs, so_far.waited
     source = closing(batches.steps(start * config.accumulate, total * config.accumulate))
@@ -348,6 +358,17 @@ def _train(
 
     if processes.first:
         _finish(folder, model, features, config, so_far, total, steps_per_epoch)
+
+
+def _outlook(batches: Batches, config: TrainConfig, total: int, start: int) -> str:
+    """What training is about to do, in words."""
+    count, step = batches.images, batches.batch_size * config.accumulate
+    text = f"training on {count:,} images, {step:,} a step: {total:,} steps"
+    if start:
+        text += f", of which {start:,} are done"
+    if total < FEW_STEPS:
+        text += f"; so few teach it little: more --epochs or a smaller --batch-size (now {config.batch_size}) make more"
+    return text
 
 
 @dataclass
@@ -443,6 +464,7 @@ def _finish(
             "features": {"path": str(features.folder.resolve()), "identity": features.identity},
             "sha256": files[0]["sha256"],
             "files": files,
+            "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "steps": progress.step,
             "planned_steps": total,
             "stopped": f"validation R@1 got no better, --patience {config.patience}" if progress.step < total else None,

@@ -359,7 +359,9 @@ def test_onnx_models_that_take_something_else_are_refused(onnx_folder, tmp_path,
         outputs.append(helper.make_tensor_value_info("seen", kind, [shape[0]]))
         nodes.append(helper.make_node("Identity", ["mask"], ["seen"]))
     sizes = helper.make_tensor("shape", TensorProto.INT64, [3], [0, shape[1], 1024])
-    graph = helper.make_graph(nodes[: None if "joint" in change or "more" in change else 1], "other", inputs, outputs, [sizes])
+    graph = helper.make_graph(
+        nodes[: None if "joint" in change or "more" in change else 1], "other", inputs, outputs, [sizes]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
     onnx.save(model, folder / "model.onnx")
     with pytest.raises(EncoderError, match=message):

@@ -74,7 +74,9 @@ def normalised(ours, image):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("shape", [(64, 48), (47, 93), (33, 32), (9, 7), (1, 1), (3000, 120), (50, 401), (500, 333), (223, 1999)])
+@pytest.mark.parametrize(
+    "shape", [(64, 48), (47, 93), (33, 32), (9, 7), (1, 1), (3000, 120), (50, 401), (500, 333), (223, 1999)]
+)
 def test_equals_the_processor_of_transformers(name, shape):
     processor, ours = processor_of(name)
     image = noise(*shape)

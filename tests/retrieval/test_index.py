@@ -15,6 +15,7 @@ from qf.retrieval.ask import Searcher
 from qf.retrieval.index import COLUMNS, make_index, open_index
 from qf.retrieval.runs import check_features, latest_run, open_run
 from qf.retrieval.search import Hits
+from qf.retrieval.verify import verify
 
 from conftest import run_extract  # isort: skip
 
@@ -74,10 +75,19 @@ def test_another_model_is_refused(workspace):
 def test_other_features_are_refused(workspace, pictures, onnx_folder):
     shutil.rmtree(workspace / "features")
     other = run_extract(pictures, onnx_folder, workspace / "features")
-    with pytest.raises(ArtifactError, match="built from other features"):
+    with pytest.raises(ArtifactError, match=r"trained on features of encoder .* \(sha256 \w{12}\)"):
         Searcher.open(workspace / "index", CPU, "float32")
     with pytest.raises(ArtifactError, match=r"trained on features of encoder .* \(sha256"):
         check_features(open_run(workspace / "runs" / "stage1", CPU, "float32"), other)
+
+
+def test_the_same_pictures_in_another_codec_are_other_features(workspace, pictures, clip_folder):
+    assert not verify(workspace / "index")["problems"]
+    shutil.rmtree(workspace / "features")
+    run_extract(pictures, clip_folder, workspace / "features", codec="float32")
+    with pytest.raises(ArtifactError, match="built from other features"):
+        Searcher.open(workspace / "index", CPU, "float32")
+    assert "built from other features" in verify(workspace / "index")["problems"][0]
 
 
 def test_a_damaged_index_is_refused(workspace):
