@@ -312,6 +312,8 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a Q-Former on the cached features, then index them. The same command again resumes an interrupted run."""
+    if init is not None and not Path(init).exists() and (workspace / "runs" / init).is_dir():
+        init = str(workspace / "runs" / init)
     given = locals()
     config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
     from .trainer.launch import launch, launched
@@ -327,8 +329,6 @@ def train(
         raise typer.BadParameter(f"--name {name!r} is no name for a folder in {workspace / 'runs'}")
     if not epochs and init is None:
         raise typer.BadParameter("--epochs 0 keeps the weights of --init as they are: name some")
-    if init is not None and not Path(init).exists() and (workspace / "runs" / init).is_dir():
-        init = str(workspace / "runs" / init)
     processes, on = Processes.join(resolve_device(device))
     features = Features(workspace / "features")
     folder = workspace / "runs" / name

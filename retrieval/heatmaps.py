@@ -73,7 +73,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
         left,
         panels_top + panel * aspect,
         panel,
-        f"share of its attention, from the mean up{off}",
+        f"share of its attention{off}",
         percent=True,
     )
     title, left = "what speaks for a match", left + panel + GAP

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -167,6 +168,34 @@ def test_debug_shows_the_traceback_wherever_it_stands(qf):
     for arguments in (("--debug", "info", "nowhere"), ("info", "nowhere", "--debug")):
         with pytest.raises(QfError):
             qf(*arguments)
+
+
+def test_a_run_is_named_and_told_apart(qf, workspace):
+    """--init takes a name of the workspace; the latest run is told by what it says itself, whatever copying did to times."""
+    first = workspace / "runs" / "stage1"
+    code, _, err = qf("train", "--name", "more", "--init", "stage1", "--epochs", 0, "--no-index", "-w", workspace)
+    assert code == 0, err
+    assert json.loads((workspace / "runs" / "more" / "config.json").read_text())["train"]["init"] == str(first)
+    os.utime(first / "manifest.json")
+    assert (
+        "evaluating " + str(workspace / "runs" / "more") in qf("eval", "-w", workspace)[2]
+    )  # of val: there is no test
+    _, _, err = qf("train", "--name", "more", "--init", "stage1", "--epochs", 0, "--no-index", "-w", workspace)
+    assert "is finished: nothing to train" in err
+    (workspace / "runs" / "more" / "manifest.json").unlink()
+    assert "more: unfinished" in qf("info", workspace)[2]
+    fails(qf("info", workspace / "runs" / "more"), "is unfinished; run the command that began it again")
+
+
+def test_texts_that_are_too_long_are_told(qf, workspace):
+    assert "the model reads the first 32 tokens of the text" in qf("search", "red " * 99, "-w", workspace)[2]
+    assert "tokens" not in qf("search", "a red bar", "-w", workspace)[2]
+
+
+def test_training_says_what_it_is_about_to_do(qf, pictures, clip_folder, tmp_path):
+    qf("extract", pictures, "--encoder", clip_folder, "-w", "work")
+    err = qf("train", "-w", "work", "--epochs", 1, "--batch-size", 4, "--num-query-tokens", 2, "--no-index")[2]
+    assert "training on 12 images, 4 a step: 3 steps; so few teach it little" in err
 
 
 def test_a_workspace_finds_its_encoder_from_anywhere(qf, pictures, clip_folder, tmp_path, monkeypatch):

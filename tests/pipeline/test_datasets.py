@@ -121,6 +121,18 @@ def test_braces(tmp_path, pattern, names):
     assert [str(path) for path in braces(tmp_path / pattern)] == [str(tmp_path / name) for name in names]
 
 
+def test_a_glob_names_files_and_pictures_alone_are_told_what_they_lack(tmp_path):
+    for number in (0, 1):
+        (tmp_path / f"{number}.tar").write_bytes(WHOLE["d.tar"])
+    assert read(tmp_path / "*.tar").records.splits == read(tmp_path / "{0..1}.tar").records.splits
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(DatasetError, match=r"a\.jpg: no caption \(qf needs one: text in a \.txt beside"):
+        read(tmp_path / "plain")
+    with pytest.raises(DatasetError, match="are 1.4 together"):
+        read(tmp_path / "plain", ReadOptions(val_fraction=0.7, test_fraction=0.7))
+
+
 def test_too_many_braces():
     for pattern in ("{0..99999999}", "{0..99}" * 20):
         with pytest.raises(DatasetError, match="names more than 1,000,000 files"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qf.pipeline.errors import ArtifactError
 from qf.trainer.pretrained import load_qformer, read_weights
 from qf.trainer.qformer import QFormer
+from qf.trainer.tokens import read_tokenizer
 from qf.trainer.weights import LAVIS_LAYOUT
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -142,6 +143,47 @@ def test_each_missing_or_unexpected_key_is_named(layout, lavis, blip2_folder, be
     save_file({k: v.clone() for k, v in state.items()} | {key: torch.zeros(3)}, file)
     with pytest.raises(ArtifactError, match=r"output\.dense\.bias is \(3,\), not \(\d+,\)"):
         load_qformer(copy, **sizes)
+
+
+def edited(change):
+    return lambda folder: (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | change)
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (edited({"hidden_size": None}), "has a size that is no number"),
+        (edited({"layer_norm_eps": "a"}), "has a size that is no number"),
+        (edited({"num_attention_heads": 0}), "has sizes that no BERT has"),
+        (edited({"num_attention_heads": 5}), "has sizes that no BERT has"),
+        (lambda folder: (folder / "tokenizer.json").write_text("[]"), "cannot be read as a tokenizer"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "cannot be read as weights"),
+    ],
+)
+def test_a_malformed_bert_is_told(bert_folder, tmp_path, spoil, message):
+    folder = shutil.copytree(bert_folder, tmp_path / "bert")
+    spoil(folder)
+    with pytest.raises(ArtifactError, match=message):
+        load_qformer(folder, encoder_hidden_size=8)
+
+
+def test_malformed_weights_are_told(tmp_path):
+    (tmp_path / "a.pth").write_text("hello world")
+    with pytest.raises(ArtifactError, match=r"a\.pth cannot be read as weights"):
+        load_qformer(tmp_path / "a.pth")
+    flat = {"Qformer.bert.embeddings.word_embeddings.weight": torch.zeros(7)}
+    for metadata, message in (({"qf": "[]"}, "is damaged"), ({"qf": "{"}, "is damaged"), (None, "dimensions")):
+        save_file(flat, tmp_path / "b.safetensors", metadata)
+        with pytest.raises(ArtifactError, match=message):
+            load_qformer(tmp_path / "b.safetensors")
+
+
+def test_a_vocabulary_with_a_line_twice_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\na\n")
+    with pytest.raises(ArtifactError, match="a line twice"):
+        read_tokenizer(tmp_path)
 
 
 def test_a_bert_needs_the_width_of_the_features(bert_folder):
