@@ -976,6 +976,7 @@ def fail(message: str) -> None:
 def main() -> None:
     """Entry point of the `qf` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or PyTorch says what it thinks of parameters without use
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
     debug = "--debug" in sys.argv  # anywhere, and no option of a command

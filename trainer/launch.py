@@ -36,7 +36,6 @@ def launch(arguments: Sequence[str], count: int) -> int:
             for rank in range(count):
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
                 environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads}
-                environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # says what it thinks of parameters without use
                 environment |= {name: str(value) for name, value in place.items()}
                 command = [sys.executable, "-m", "qf.cli", *arguments]
                 quiet = {"stdout": subprocess.DEVNULL, "stderr": said[rank - 1]} if rank else {}

@@ -134,6 +134,7 @@ def run_train(workspace, *arguments, torchrun=()):
 def finished(process):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err.decode()
+    assert b"find_unused_parameters" not in err
     return json.loads(out)
 
 
