@@ -312,8 +312,8 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a Q-Former on the cached features, then index them. The same command again resumes an interrupted run."""
-    if init is not None and not Path(init).exists() and (workspace / "runs" / init).is_dir():
-        init = str(workspace / "runs" / init)
+    if init is not None and Path(init).name == init and (workspace / "runs" / init / "config.json").is_file():
+        init = str((workspace / "runs" / init).resolve())
     given = locals()
     config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
     from .trainer.launch import launch, launched
@@ -603,9 +603,10 @@ def artifacts_at(path: Path) -> list[Path]:
 
     if has_manifest(path) or path.is_file():
         return [path]
-    every = [path, path / "features", *sorted((path / "runs").glob("*")), path / "index"]
-    parts = [part for part in every[1:] if has_manifest(part)]
-    unfinished = [part for part in every if any((part / name).is_file() for name in ("plan.json", "config.json"))]
+    every = [path / "features", *sorted((path / "runs").glob("*")), path / "index"]
+    parts = [part for part in every if has_manifest(part)]
+    written = [part for part in (path, *every) if (part / ".lock").is_file()]  # by qf, whatever else has a config.json
+    unfinished = [part for part in written if (part / "plan.json").is_file() or (part / "config.json").is_file()]
     for part in (part for part in unfinished if not has_manifest(part) and parts):
         print(f"{part}: unfinished; the command that began it goes on", file=sys.stderr)
     if not parts and unfinished:

@@ -29,7 +29,7 @@ CONTENT: dict[str, dict[str, type]] = {  # what the manifest of each kind holds 
     },
     "run": {
         **dict.fromkeys(("model", "train", "encoder", "features", "best"), dict),
-        **dict.fromkeys(("sha256", "finished"), str),
+        "sha256": str,
         "files": list,
     },
     "index": {
@@ -109,6 +109,14 @@ def read_json(path: Path) -> Any:
 def has_manifest(folder: Path) -> bool:
     """Whether the artifact in `folder` is finished."""
     return (folder / MANIFEST).is_file()
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether what is in `folder` is qf's."""
+    try:
+        return bool(read_manifest(folder))
+    except ArtifactError:
+        return False
 
 
 def write_manifest(folder: Path, kind: str, content: dict[str, Any]) -> None:

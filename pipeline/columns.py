@@ -6,7 +6,7 @@ name stays in memory, to find the rows of one image. Memory: about 60 bytes a ro
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -190,7 +190,7 @@ def _records(
     for number, row in group:
         images.setdefault(number if row[0] is None else row[0], []).append((number, row))
     for every in images.values():
-        number, (image, _, split, key, file, part, at) = every[0]
+        number, (image, _, _, key, file, part, at) = every[0]
         if image is None:
             problem = f"row {number + 1} of {paths[0].name} names no image"
             yield Record(f"row {number + 1}", "", None, (), "train", problem)
@@ -201,10 +201,15 @@ def _records(
             )
         captions = tuple(text for _, row in every for text in row[1])
         problem = "" if captions else "no caption"
-        if len(splits := {SPLITS.get((row[2] or "").strip().lower(), row[2]) for _, row in every}) > 1:
-            problem = f"its rows are in several splits: {', '.join(sorted(map(str, splits)))}"
+        named = (row[2].strip() for _, row in every if row[2] and row[2].strip())
+        splits = sorted({SPLITS.get(name.lower(), name) for name in named})
+        if len(splits) > 1 and not options.redraw_splits:
+            problem = f"its rows are in several splits: {', '.join(splits)}"
         source: Source = ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
         key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
-        if split is None and "/" in image:  # images/ aside, as in a folder without a table
-            split = SPLITS.get(image.split("/")[0].lower())
+        split = next(iter(splits), None)
+        if (
+            split is None and file is None and len(parts := PurePosixPath(image).parts) > 1
+        ):  # as in a folder without a table
+            split = SPLITS.get(parts[0].lower())
         yield Record(key, image, source, captions, split_of(key, split, options), problem)

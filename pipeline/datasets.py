@@ -58,7 +58,7 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
     if os.path.exists(source):
         paths = [source]
     else:
-        paths = [Path(name) for path in braces(source) for name in sorted(glob(str(path))) or [str(path)]]
+        paths = list(dict.fromkeys(path for pattern in braces(source) for path in _matching(pattern)))
         for path in paths:
             if not os.path.exists(path):
                 raise DatasetError(f"{path} does not exist; give {EXPECTED}")
@@ -72,6 +72,12 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
     if catalogue.drawn and sum(map(bool, catalogue.splits.values())) > 1:
         found += ", all of it train: other splits are drawn from it"
     return Dataset(kind, found, catalogue)
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The files that a pattern with * and ? matches, in order; itself where there are none."""
+    found = glob(str(pattern).replace("[", "[[]"), recursive=True)
+    return sorted(Path(name) for name in found if os.path.isfile(name)) or [pattern]
 
 
 def braces(pattern: Path) -> list[Path]:

@@ -268,16 +268,8 @@ class OnnxEncoder:
         self.outputs = ["last_hidden_state"] + (["image_embeds"] if "image_embeds" in outputs else [])
         self.name, self.sha256 = name, weights_sha256(folder)
         self.mean, self.std = (t.numpy() for t in _normalisation(self.preprocessing, torch.device("cpu")))
-        blank = np.zeros((2, 3, self.preprocessing.height, self.preprocessing.width), np.uint8)
-        try:  # shapes in the file may be symbolic, or of one picture alone: one forward pass tells
-            tokens, pooled = self.encode(blank)
-        except EncoderError:
-            raise
-        except Exception as error:  # onnxruntime's
-            raise EncoderError(
-                f"{folder / 'model.onnx'} does not take batches of pictures as its preprocessor_config.json makes them: "
-                f"{first_line(error)}"
-            ) from error
+        blank = np.zeros((1, 3, self.preprocessing.height, self.preprocessing.width), np.uint8)
+        tokens, pooled = self.encode(blank)  # shapes in the file may be symbolic: one forward tells
         self.tokens, self.width = tokens.shape[1:]
         self.joint = None if pooled is None else pooled.shape[1]
 
@@ -287,7 +279,13 @@ class OnnxEncoder:
 
     def encode(self, pixels: np.ndarray) -> tuple[Tensor, Tensor | None]:
         values = (pixels.astype(np.float32) * np.float32(self.preprocessing.rescale_factor) - self.mean) / self.std
-        tokens, *joint = self.session.run(self.outputs, {"pixel_values": values})
+        try:
+            tokens, *joint = self.session.run(self.outputs, {"pixel_values": values})
+        except Exception as error:  # onnxruntime's have no common base
+            raise EncoderError(
+                f"encoder {self.name} does not take {len(pixels)} x 3 x {pixels.shape[2]} x {pixels.shape[3]} float32 pixels, as its "
+                f"preprocessor_config.json and --batch-size make them: {first_line(error)}"
+            ) from error
         if tokens.ndim != 3:
             raise EncoderError(
                 f"encoder {self.name}: last_hidden_state has shape {tokens.shape}, not (batch, tokens, width)"

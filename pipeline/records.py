@@ -80,7 +80,7 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [text for part in value for text in texts(part)]
     if isinstance(value, dict):
-        return next((found for name in ("raw", *CAPTION_NAMES) if (found := texts(value.get(name)))), [])
+        return texts(next((found for name in ("raw", *CAPTION_NAMES) if (found := value.get(name)) is not None), None))
     return [] if value is None or value != value else texts(str(value))  # NaN is what pandas writes for none
 
 

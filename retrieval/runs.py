@@ -1,5 +1,6 @@
 """A trained run, opened for answering: its model on a device, and the features that belong to it."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ..pipeline.features import Features
 from ..trainer.embed import Embedder
 from ..trainer.pretrained import load_qformer
 from ..trainer.tokens import Tokens
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,14 @@ def open_run(folder: Path, device: torch.device, precision: str) -> Run:
 
 
 def latest_run(runs: Path) -> Path | None:
-    """The run that was finished last, or None."""
-    finished = [path.parent for path in runs.glob(f"*/{MANIFEST}")]
-    return max(finished, key=lambda run: str(read_manifest(run, "run")["finished"]), default=None)
+    """The run that was finished last, or None. Damaged ones are passed over, and named in the log, which goes to stderr."""
+    finished = {}
+    for path in runs.glob(f"*/{MANIFEST}"):
+        try:
+            finished[path.parent] = str(read_manifest(path.parent, "run").get("finished", ""))
+        except ArtifactError as error:
+            log.warning("%s", error)
+    return max(finished, key=lambda run: finished[run], default=None)
 
 
 def check_features(run: Run, features: Features) -> None:

@@ -182,6 +182,8 @@ def test_a_run_is_named_and_told_apart(qf, workspace):
     )  # of val: there is no test
     _, _, err = qf("train", "--name", "more", "--init", "stage1", "--epochs", 0, "--no-index", "-w", workspace)
     assert "is finished: nothing to train" in err
+    (workspace / "runs" / "more" / "manifest.json").write_text("{")
+    assert "evaluating " + str(first) in qf("eval", "-w", workspace)[2]  # the damaged one is passed over
     (workspace / "runs" / "more" / "manifest.json").unlink()
     assert "more: unfinished" in qf("info", workspace)[2]
     fails(qf("info", workspace / "runs" / "more"), "is unfinished; run the command that began it again")

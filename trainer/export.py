@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from ..pipeline.artifacts import atomic_file, has_manifest, read_manifest, write_json
+from ..pipeline.artifacts import atomic_file, is_artifact, read_manifest, write_json
 from ..pipeline.encoders import BLIP_2, TOWERS, encoder_folder, load_tower, model_type, read_processor, weights_sha256
 from ..pipeline.errors import ArtifactError, EncoderError
 from .config import QFormerConfig
@@ -35,7 +35,7 @@ def export(run: Path, out: Path, layout: str, overwrite: bool = False) -> dict[s
     manifest = read_manifest(run, "run")
     if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not overwrite:
         raise ArtifactError(f"{out} is there already; choose another name, or replace it with --overwrite")
-    if has_manifest(out if out.is_dir() else out.parent):
+    if is_artifact(out if out.is_dir() else out.parent):
         raise ArtifactError(f"{out} is in a folder of qf's own; choose another name")
     model = load_qformer(run)
     tokens = Tokens.load(run / "tokenizer.json")

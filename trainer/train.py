@@ -185,6 +185,7 @@ def train(
             rows = features.rows("train")
             model, tokens = make_model(config, features, [text for row in rows for text in features.captions[row]])
             cache = partial(cached, processes=processes.count, say=say) if cache_on_device else None
+            model = model.to(device) if config.epochs else model  # before the features may take what is free there
             batches = make_batches(config, features, rows, tokens, device, processes, cache) if config.epochs else None
             if processes.first:
                 if overwrite or not steps(folder / "checkpoints"):
@@ -194,7 +195,7 @@ def train(
             processes.agree(True, device)  # the others wait for that
             open_log = partial(Log, report=report, writer=writer)
             if batches:
-                embedder = Embedder(model.to(device), tokens, device, dtype, config.max_text_length)
+                embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
                 _train(features, folder, config, embedder, batches, processes, open_log, say)
             elif processes.first:  # the weights as they came
                 with open_log(folder, 0, 0.0, 0):
@@ -362,12 +363,14 @@ def _train(
 
 def _outlook(batches: Batches, config: TrainConfig, total: int, start: int) -> str:
     """What training is about to do, in words."""
-    count, step = batches.images, batches.batch_size * config.accumulate
-    text = f"training on {count:,} images, {step:,} a step: {total:,} steps"
+    step = batches.batch_size * config.accumulate
+    text = f"training on {batches.images:,} images, {step:,} a step: {total:,} step{'s' * (total != 1)}"
     if start:
         text += f", of which {start:,} are done"
     if total < FEW_STEPS:
-        text += f"; so few teach it little: more --epochs or a smaller --batch-size (now {config.batch_size}) make more"
+        options = {"--accumulate": config.accumulate > 1, "--contrastive-batch": config.contrastive_batch}
+        smaller = next((option for option, given in options.items() if given), "--batch-size")
+        text += f"; so few teach it little: more --epochs or a smaller {smaller} make more"
     return text
 
 

@@ -125,6 +125,10 @@ def test_a_glob_names_files_and_pictures_alone_are_told_what_they_lack(tmp_path)
     for number in (0, 1):
         (tmp_path / f"{number}.tar").write_bytes(WHOLE["d.tar"])
     assert read(tmp_path / "*.tar").records.splits == read(tmp_path / "{0..1}.tar").records.splits
+    (tmp_path / "w [v1]" / "below").mkdir(parents=True)
+    (tmp_path / "w [v1]" / "below" / "0.tar").write_bytes(WHOLE["d.tar"])
+    assert len(read(tmp_path / "w [v1]" / "**" / "*.tar").records) == len(read(tmp_path / "0.tar").records)
+    assert len(read(tmp_path / "{0*,*.tar}").records) == len(read(tmp_path / "*.tar").records)
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "a.jpg").write_bytes(b"x")
     with pytest.raises(DatasetError, match=r"a\.jpg: no caption \(qf needs one: text in a \.txt beside"):
@@ -176,6 +180,18 @@ def test_where_all_is_train_the_other_splits_are_drawn(tmp_path):
     assert all(named.splits.values())
     assert (named.splits, named.captions, named.sha256) == (unnamed.splits, unnamed.captions, unnamed.sha256)
     assert read(tmp_path / "data.csv", ReadOptions(val_fraction=0)).records.splits["train"] == 40
+
+
+def test_folders_of_image_paths_are_splits_where_no_column_names_any(tmp_path):
+    folders = [f"{folder}/{n}.jpg" for n in range(20) for folder in ("train", "./val", "test")]
+    for header, blank in (("image,caption", ""), ("image,caption,split", ",")):
+        (tmp_path / "data.csv").write_text(header + "\n" + "".join(f"{name},a{blank}\n" for name in folders))
+        assert read(tmp_path / "data.csv").records.splits == {"train": 20, "val": 20, "test": 20}
+    (tmp_path / "data.csv").write_text(rows("val") + "0.jpg,b,\n0.jpg,c,Validation\n1.jpg,a,val\n1.jpg,b,train\n")
+    first, second = read(tmp_path / "data.csv").records
+    assert (first.split, len(first.captions), first.problem) == ("val", 3, "")
+    assert second.problem == "its rows are in several splits: train, val"
+    assert not any(r.problem for r in read(tmp_path / "data.csv", ReadOptions(redraw_splits=True)).records)
 
 
 def test_splits_are_drawn_anew_where_that_is_asked(tmp_path):

@@ -332,11 +332,14 @@ def test_external_weights_of_an_onnx_model_count(onnx_folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch": 1}, "does not take batches of pictures as its preprocessor_config.json makes them"),
-        ({"kind": 10}, "does not take batches of pictures"),  # float16
-        ({"channels": 1}, "does not take batches of pictures"),
-        ({"more": True}, "does not take batches of pictures"),
-        ({"joint": True}, r"image_embeds has shape \(2, 3, 32, 32\), not \(batch, width\)"),
+        (
+            {"batch": 2},
+            "does not take 1 x 3 x 32 x 32 float32 pixels, as its preprocessor_config.json and --batch-size",
+        ),
+        ({"kind": 10}, "does not take 1 x 3 x 32 x 32 float32 pixels"),  # float16
+        ({"channels": 1}, "does not take 1 x 3 x 32 x 32 float32 pixels"),
+        ({"more": True}, "does not take 1 x 3 x 32 x 32 float32 pixels"),
+        ({"joint": True}, r"image_embeds has shape \(1, 3, 32, 32\), not \(batch, width\)"),
     ],
 )
 def test_onnx_models_that_take_something_else_are_refused(onnx_folder, tmp_path, change, message):
