@@ -166,7 +166,7 @@ def _read_folder(folder: Path, options: ReadOptions) -> Found:
         return "webdataset", *read_tars(_within(folder, tars), folder, options)
     if captions := [*folder.glob("captions_*.json"), *folder.glob("annotations.json"), *folder.glob("dataset_*.json")]:
         return read_json(_within(folder, sorted(captions)), options)
-    if shards := sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet")):
+    if shards := sorted(_below(folder, ".parquet")):
         return "parquet", *read_parquet(_within(folder, shards), options)
     if any(_below(folder, *(f".{suffix}" for suffix in IMAGE_SUFFIXES))):
         return "sidecars", "images with a .txt or .json beside each", read_sidecars(folder, options)

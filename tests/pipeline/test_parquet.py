@@ -119,6 +119,8 @@ def test_splits_in_folders_and_in_the_name_of_a_lone_file(tmp_path):
     keys = [f"{split}/0000.parquet:{row}" for split in ("train", "validation", "test") for row in (0, 1)]
     assert [r.key for r in dataset.records] == keys
     assert [load(r.source) for r in dataset.records] == [b"picture %d" % n for n in range(6)]
+    folder = read(tmp_path / "pq")
+    assert {r.key: r.split for r in folder.records} == {r.key: r.split for r in dataset.records}
     columns = {"image": pictures(1), "caption": ["a"]}
     alone = read(write(tmp_path / "train" / "test-00000-of-00001.parquet", columns))
     assert alone.records.splits == {"train": 0, "val": 0, "test": 1}
