@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .pipeline.artifacts import size
+from .pipeline.artifacts import counted, size
 from .pipeline.errors import QfError
 from .trainer.config import PRESETS, TrainConfig
 
@@ -312,6 +312,10 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a Q-Former on the cached features, then index them. The same command again resumes an interrupted run."""
+    if not name or name in (".", "..") or Path(name).name != name:
+        raise typer.BadParameter(f"--name {name!r} is no name for a folder in {workspace / 'runs'}")
+    if not epochs and init is None:
+        raise typer.BadParameter("--epochs 0 keeps the weights of --init as they are: name some")
     if init is not None and Path(init).name == init and (workspace / "runs" / init / "config.json").is_file():
         init = str((workspace / "runs" / init).resolve())
     given = locals()
@@ -325,10 +329,6 @@ def train(
     from .trainer.processes import Processes
     from .trainer.train import train
 
-    if not name or name in (".", "..") or Path(name).name != name:
-        raise typer.BadParameter(f"--name {name!r} is no name for a folder in {workspace / 'runs'}")
-    if not epochs and init is None:
-        raise typer.BadParameter("--epochs 0 keeps the weights of --init as they are: name some")
     processes, on = Processes.join(resolve_device(device))
     features = Features(workspace / "features")
     folder = workspace / "runs" / name
@@ -515,7 +515,7 @@ def evaluate(
     on = resolve_device(device)
     features = Features(workspace / "features")
     split = split or ("test" if len(features.rows("test")) else "val")
-    chosen = run_folder(workspace, run) if run or latest_run(workspace / "runs") else None
+    chosen = run_folder(workspace, run) if run else latest_run(workspace / "runs")
     with Display(quiet) as display:
         display.say(f"evaluating {chosen or 'the encoder alone (no run yet)'} on the {split} split")
         opened = open_run(chosen, on, precision) if chosen else None
@@ -644,11 +644,6 @@ def run_folder(workspace: Path, name: str | None) -> Path:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def counted(count: int, what: str) -> str:
-    """1 step, 2 steps."""
-    return f"{count:,} {what}" + "s" * (count != 1)
 
 
 def duration(seconds: float) -> str:

@@ -169,6 +169,11 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def without(value: dict[str, Any], name: str) -> dict[str, Any]:
+    """The same but for one key: where something lies is no part of what it is."""
+    return {key: part for key, part in value.items() if key != name}
+
+
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first difference between two identities, in words, or None. Nested keys are joined by dots."""
     for key in [*old, *(key for key in new if key not in old)]:
@@ -202,3 +207,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def counted(count: int, what: str) -> str:
+    """A number in words: 1 step, 2,000 steps."""
+    return f"{count:,} {what}" + "s" * (count != 1)

@@ -6,7 +6,7 @@ name stays in memory, to find the rows of one image. Memory: about 60 bytes a ro
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from .errors import DatasetError
-from .records import CAPTION_NAMES, SPLITS, ReadOptions, Record, encodable, image_folder, split_of, texts
+from .records import CAPTION_NAMES, SPLITS, ReadOptions, Record, encodable, image_folder, split_in_path, split_of, texts
 from .sources import ImageFile, ParquetCell, Source
 from .spool import spool
 
@@ -208,8 +208,6 @@ def _records(
         source: Source = ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
         key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
         split = next(iter(splits), None)
-        if (
-            split is None and file is None and len(parts := PurePosixPath(image).parts) > 1
-        ):  # as in a folder without a table
-            split = SPLITS.get(parts[0].lower())
+        if split is None and file is None:
+            split = split_in_path(image)
         yield Record(key, image, source, captions, split_of(key, split, options), problem)

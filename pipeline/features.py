@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from .arrow_shards import VIEW, ArrowShard
-from .artifacts import read_manifest, sha256_json
+from .artifacts import read_manifest, sha256_json, without
 from .codecs import Columns, Encoded, columns
 from .errors import ArtifactError
 from .tar_shards import TarShard
@@ -80,7 +80,7 @@ class Features:
     @property
     def identity(self) -> str:
         """One hash that tells these features from any other. Where their encoder lies is no part of it."""
-        encoder = {key: value for key, value in self.encoder.items() if key != "id"}
+        encoder = without(self.encoder, "id")
         return sha256_json({"encoder": encoder, "codec": self.manifest["codec"], "shards": self.manifest["shards"]})
 
     @cached_property

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .records import IMAGE_SUFFIXES, SPLITS, ReadOptions, Record, printable, split_of, texts
+from .records import IMAGE_SUFFIXES, SPLITS, ReadOptions, Record, printable, split_in_path, split_of, texts
 from .sources import ImageFile
 from .tables import TABLES, read_table
 
@@ -52,7 +52,7 @@ def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[Record]:
     `.txt`. Folders `train`, `validation`, `test` are splits."""
     for at, name, names in _images(str(folder), ""):
         key = printable(name)
-        split = SPLITS.get(key.split("/")[0].lower()) if "/" in key else None
+        split = split_in_path(key)
         source, problem = ImageFile(str(folder), name), ""
         captions: list[str] = []
         if names is None:

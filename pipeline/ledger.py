@@ -18,6 +18,7 @@ from .artifacts import (
     json_bytes,
     read_json,
     read_manifest,
+    without,
     write_json,
     write_manifest,
 )
@@ -154,11 +155,9 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     changed = difference(_comparable(old), _comparable(new))
     if changed and changed.startswith("source."):
         paths = (old["source"]["path"], new["source"]["path"])
-        return (
-            f"source was {paths[0]} and is now {paths[1]}"
-            if paths[0] != paths[1]
-            else f"{paths[0]} has changed ({changed})"
-        )
+        if paths[0] == paths[1]:
+            return f"{paths[0]} has changed ({changed})"
+        return f"source was {paths[0]} and is now {paths[1]}"
     return changed
 
 
@@ -166,6 +165,6 @@ def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for shards to be mixed: not where encoder and dataset lie."""
     return {
         **{key: plan[key] for key in PLANNED},
-        "encoder": {key: value for key, value in plan["encoder"].items() if key != "id"},
-        "source": {key: value for key, value in plan["source"].items() if key != "path"},
+        "encoder": without(plan["encoder"], "id"),
+        "source": without(plan["source"], "path"),
     }

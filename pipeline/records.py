@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import DatasetError
@@ -61,6 +61,12 @@ def split_of(key: str, named: str | None, options: ReadOptions) -> str:
     if draw < options.test_fraction:
         return "test"
     return "val" if draw < options.test_fraction + options.val_fraction else "train"
+
+
+def split_in_path(name: str) -> str | None:
+    """The split that the first folder of a relative path names, as in `train/a.jpg`."""
+    first, *more = PurePosixPath(name).parts or ("",)
+    return SPLITS.get(first.lower()) if more else None
 
 
 def splits_in_names(names: Sequence[str]) -> list[str | None]:

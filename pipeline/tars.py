@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .artifacts import counted
 from .errors import DatasetError
 from .folders import MAX_SIDECAR, json_captions, text_captions
 from .records import IMAGE_SUFFIXES, ReadOptions, Record, printable, split_of, splits_in_names
@@ -62,7 +63,7 @@ def read_tars(paths: Sequence[Path], top: Path, options: ReadOptions) -> tuple[s
                     f"{path} is compressed; qf reads images at their place in a tar: run {cure} on it first"
                 )
     splits = splits_in_names(names)
-    found = f"WebDataset: {len(paths):,} tar{'s' * (len(paths) > 1)}"
+    found = f"WebDataset: {counted(len(paths), 'tar')}"
     if splits[0] is not None:
         found += ", splits in their names"
 

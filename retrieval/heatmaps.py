@@ -67,15 +67,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
     others = "the class token" if e.grid.first == 1 else f"the {e.grid.first} tokens before the patches"
     off = f" ({1 - e.attention[e.query].sum():.0%} is on {others})" if e.grid.first else ""
     left = MARGIN + panel + GAP
-    _bar(
-        page,
-        heat,
-        left,
-        panels_top + panel * aspect,
-        panel,
-        f"share of its attention{off}",
-        percent=True,
-    )
+    _bar(page, heat, left, panels_top + panel * aspect, panel, f"share of its attention{off}", percent=True)
     title, left = "what speaks for a match", left + panel + GAP
     if e.evidence.max() > 0:
         heat = _overlay(place(2, title), e, e.evidence / e.evidence.max())

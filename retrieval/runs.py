@@ -61,4 +61,4 @@ def check_features(run: Run, features: Features) -> None:
 
 def _short(value: Any) -> str:
     """A value for a message; of a checksum the beginning."""
-    return str(value)[:12] if isinstance(value, str) else str(value)
+    return value[:12] if isinstance(value, str) else str(value)

@@ -55,12 +55,16 @@ def _paste(sheet: Image.Image, jpeg: bytes, x: int, y: int) -> None:
 def _lines(text: str, width: int, count: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     """The text in at most `count` lines of that width, broken between words, cut with an ellipsis where it is longer."""
     rest = " ".join(text[: 4 * width].split())
+
+    def fitting(end: str = "") -> int:
+        """How many letters of the rest fit in a line that ends with `end`."""
+        return bisect_left(range(1, len(rest) + 1), True, key=lambda count: font.getlength(rest[:count] + end) > width)
+
     lines: list[str] = []
     while rest and len(lines) < count:
-        fits = bisect_left(range(1, len(rest) + 1), True, key=lambda end: font.getlength(rest[:end]) > width)
+        fits = fitting()
         if fits < len(rest) and len(lines) + 1 == count:  # the last line says that there is more
-            fits = bisect_left(range(1, len(rest) + 1), True, key=lambda end: font.getlength(rest[:end] + "…") > width)
-            lines.append(rest[:fits].rstrip() + "…")
+            lines.append(rest[: fitting("…")].rstrip() + "…")
             break
         space = rest.rfind(" ", 0, fits + 1)
         end = space if fits < len(rest) and space > 0 else max(fits, 1)

@@ -125,7 +125,6 @@ class Batches:
                 f"{features.folder} has too few training images ({splits}); contrastive training needs at least 2: extract "
                 "some of the split train, or draw the splits anew with `qf extract --redraw-splits --overwrite`"
             )
-        self.images = len(rows)
         self.batch_size = min(batch_size, len(rows) // world_size * world_size)
         if self.batch_size % world_size or not self.batch_size:
             raise TrainingError(

@@ -32,6 +32,8 @@ def export(run: Path, out: Path, layout: str, overwrite: bool = False) -> dict[s
     EncoderError if the encoder that the run was trained on is not to be had, or has changed."""
     if layout not in LAYOUTS:
         raise ArtifactError(f"--to {layout}: use {' or '.join(LAYOUTS)}")
+    if out.suffix in (".pth", ".pt", ".bin"):
+        raise ArtifactError(f"{out}: qf writes no pickle; name a .safetensors file or a folder")
     manifest = read_manifest(run, "run")
     if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not overwrite:
         raise ArtifactError(f"{out} is there already; choose another name, or replace it with --overwrite")
@@ -40,8 +42,6 @@ def export(run: Path, out: Path, layout: str, overwrite: bool = False) -> dict[s
     model = load_qformer(run)
     tokens = Tokens.load(run / "tokenizer.json")
     state = model.state_dict()
-    if out.suffix in (".pth", ".pt", ".bin"):
-        raise ArtifactError(f"{out}: qf writes no pickle; name a .safetensors file or a folder")
     if layout == "lavis":
         file = out if out.suffix == ".safetensors" else out / WEIGHTS
         file.parent.mkdir(parents=True, exist_ok=True)

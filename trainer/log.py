@@ -23,7 +23,7 @@ def summary_writer() -> type:
     return SummaryWriter
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of metrics.jsonl, up to one that was cut off as it was written."""
     with suppress(json.JSONDecodeError):
         yield from map(json.loads, path.read_text().splitlines() if path.is_file() else [])
@@ -39,7 +39,7 @@ class Log:
         self, folder: Path, start: int, seconds: float, total: int, report: Report, writer: type | None
     ) -> None:
         path = folder / "metrics.jsonl"
-        kept = [line for line in _lines(path) if line["step"] <= start] if start else []
+        kept = [line for line in read_log(path) if line["step"] <= start] if start else []
         with atomic_file(path) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run

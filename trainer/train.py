@@ -22,6 +22,7 @@ from ..pipeline.artifacts import (
     LOCK,
     MANIFEST,
     atomic_file,
+    counted,
     described,
     difference,
     has_manifest,
@@ -41,7 +42,7 @@ from .config import PRESETS, TrainConfig
 from .curves import draw_curves
 from .embed import Embedder, rerank, similarity_matrix
 from .initial import make_model
-from .log import TENSORBOARD, Log, Report, summary_writer
+from .log import TENSORBOARD, Log, Report, read_log, summary_writer
 from .metrics import mean_recall_at_1, recalls, retrieval
 from .objectives import LOSSES
 from .processes import ALONE, Processes
@@ -185,8 +186,10 @@ def train(
             rows = features.rows("train")
             model, tokens = make_model(config, features, [text for row in rows for text in features.captions[row]])
             cache = partial(cached, processes=processes.count, say=say) if cache_on_device else None
-            model = model.to(device) if config.epochs else model  # before the features may take what is free there
-            batches = make_batches(config, features, rows, tokens, device, processes, cache) if config.epochs else None
+            batches = None
+            if config.epochs:
+                model = model.to(device)  # before the features may take what is free there
+                batches = make_batches(config, features, rows, tokens, device, processes, cache)
             if processes.first:
                 if overwrite or not steps(folder / "checkpoints"):
                     _clear(folder)
@@ -364,7 +367,7 @@ def _train(
 def _outlook(batches: Batches, config: TrainConfig, total: int, start: int) -> str:
     """What training is about to do, in words."""
     step = batches.batch_size * config.accumulate
-    text = f"training on {batches.images:,} images, {step:,} a step: {total:,} step{'s' * (total != 1)}"
+    text = f"training on {len(batches.counts):,} images, {step:,} a step: {counted(total, 'step')}"
     if start:
         text += f", of which {start:,} are done"
     if total < FEW_STEPS:
@@ -450,7 +453,7 @@ def _finish(
         best = load_info(folder / "checkpoints" / BEST)
         model.load_state_dict(load_tensors(folder / "checkpoints" / BEST))
     save_tensors(folder / "model.safetensors", model.state_dict(), best)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = list(read_log(folder / "metrics.jsonl"))
     with atomic_file(folder / "loss.png") as file:
         draw_curves(lines, file)
     files = [
