@@ -183,8 +183,10 @@ def test_gradient_checkpointing_changes_nothing_to_the_bit(batch, precision):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile asks for it while it traces
-def test_compiled_blocks_give_the_same(batch):
+def test_compiled_blocks_give_the_same(batch, tmp_path, monkeypatch):
     """With dropout, which draws the same random numbers; also without gradients, as gradient caching needs it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)  # 150 MB that would stay
     torch.manual_seed(0)
     model = QFormer(replace(CONFIG, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)).train()
     found = []
