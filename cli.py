@@ -425,8 +425,8 @@ def search(
         if (workspace / "index").is_dir() or list((workspace / "runs").glob("*/manifest.json")):
             raise QfError(f"{workspace} has a trained run but no finished index; build it with `qf index`")
         searcher = Searcher.untrained(Features(workspace / "features"), on)
-        with Display(quiet) as display:
-            display.say("no trained model yet: searching by the encoder's own embeddings (train one with `qf train`)")
+        own = "no trained model yet: searching by the encoder's own embeddings (train one with `qf train`)"
+        print(own, file=sys.stderr)  # no progress, hence also when quiet
     if image is not None:
         answers = searcher.captions(image, k) if find == "text" else searcher.image(image, k)
     else:
@@ -774,7 +774,8 @@ RECALLS = {
 
 
 def losses_of(line: dict[str, Any]) -> str:
-    return "  ".join(f"{name.removeprefix('loss_')} {line[name]:.3f}" for name in line if name.startswith("loss_"))
+    found = {name: value for name, value in line.items() if name.startswith("loss_") and value is not None}
+    return "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in found.items())
 
 
 def clock(seconds: float) -> str:
@@ -972,6 +973,8 @@ def fail(message: str) -> None:
 def main() -> None:
     """Entry point of the `qf` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if "OMP_WAIT_POLICY" not in os.environ:  # PyTorch's threads wait for each other; where others want the cores too,
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # spinning for long took ten times as long
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or PyTorch says what it thinks of parameters without use
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8

@@ -322,6 +322,11 @@ def load_tower(model_class: str, folder: Path) -> tuple[Any, set[str]]:
     import transformers
     from transformers.utils import logging
 
+    config = read_config(folder / "config.json")
+    # CLIPModel heeds this one, and not those of its towers, which is what transformers makes a tower alone by
+    whole = "vision_config" in config and "projection_dim" in config
+    joint = {"projection_dim": config["projection_dim"]} if whole else {}
+
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -334,6 +339,7 @@ def load_tower(model_class: str, folder: Path) -> tuple[Any, set[str]]:
             ignore_mismatched_sizes=True,  # told below, by name
             # transformers itself strips this prefix for the other models
             key_mapping={r"^vision_model\.": ""} if model_class == BLIP_2.model else None,
+            **joint,
         )
     except Exception as error:  # safetensors, JSON and shape errors alike mean a broken model folder
         raise EncoderError(f"encoder {folder} cannot be loaded: {first_line(error)}") from error

@@ -52,5 +52,5 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
 
 def _plot(axes: Axes, lines: Sequence[dict[str, Any]], name: str, label: str, **style: Any) -> None:
     """The curve of `name` over the lines that have it, if any has."""
-    if found := [line for line in lines if name in line]:
+    if found := [line for line in lines if line.get(name) is not None]:
         axes.plot([line["step"] for line in found], [line[name] for line in found], label=label, **style)

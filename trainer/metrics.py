@@ -7,11 +7,13 @@ KS = (1, 5, 10)
 
 
 def ranks(scores: Tensor, relevant: Tensor) -> Tensor:
-    """scores, relevant (N, C) -> (N,): how many irrelevant candidates stand before the best relevant one.
+    """scores, relevant (N, C) -> (N,): how many candidates stand before the first relevant one.
 
-    Ties count against the query: a scorer that gives everything the same score finds nothing."""
-    best = scores.masked_fill(~relevant, -torch.inf).amax(1, keepdim=True)
-    return ((scores >= best) & ~relevant).sum(1)
+    Ties go to the candidate that stands first in the dataset, as in search: a scorer that gives everything the same score
+    finds what chance finds."""
+    best, first = scores.masked_fill(~relevant, -torch.inf).max(1, keepdim=True)
+    earlier = torch.arange(scores.shape[1], device=scores.device) < first
+    return ((scores > best) | (scores == best) & earlier).sum(1)
 
 
 def recalls(scores: Tensor, relevant: Tensor, prefix: str) -> dict[str, float]:

@@ -136,7 +136,8 @@ def stage1_losses(
     image_id (B,): equal for rows that show the same picture: their captions are all positives and never negatives;
     text_id (M,): equal for texts that read the same, which are positives of the same images;
     matched (m,): the texts that matching and generation see, all unless given; the contrast sees all M and is far cheaper;
-    negatives: (an image row for each of them, a text row for the image of each), drawn by `hard_negatives` unless given.
+    negatives: (an image row for each of them, a text row for the image of each), which count as such also where image_id says
+    otherwise; drawn by `hard_negatives` unless given.
     At least two different pictures are needed."""
     device = input_ids.device
     image_rows = torch.arange(len(input_ids), device=device) if image_rows is None else image_rows
@@ -152,9 +153,10 @@ def stage1_losses(
     if "loss_itc" in losses:
         out["loss_itc"] = itc_loss(similarity, positive)
     if "loss_itm" in losses:
-        if negatives is None:
-            negatives = hard_negatives(similarity, positive, image_rows, matched, hardness)
-        images, texts, matches = itm_pairs(positive, image_rows, matched, negatives)
+        drawn = hard_negatives(similarity, positive, image_rows, matched, hardness) if negatives is None else negatives
+        images, texts, matches = itm_pairs(positive, image_rows, matched, drawn)
+        if negatives is not None:  # whatever they show
+            matches[len(matched) :] = False
         out["loss_itm"] = itm_loss(model, image, images, input_ids[texts], attention_mask[texts], matches)
     if "loss_itg" in losses:
         out["loss_itg"] = itg_loss(model, image, image_rows[matched], input_ids[matched], attention_mask[matched])

@@ -80,7 +80,7 @@ class Layout:
 class _Texts:
     """Texts sorted by length, in groups that are as long as their longest: padding costs little.
 
-    Asking a device for lengths would wait for it: on CUDA all texts are one group."""
+    Asking a device for lengths would wait for it: on CUDA all texts are one group, and so they are where none is `cut`."""
 
     order: Tensor  # (M,) rows of the texts, in the order of the groups
     back: Tensor  # (M,) where each text is in `order`
@@ -89,10 +89,10 @@ class _Texts:
     attention_mask: list[Tensor]  # (n, l) bool
 
     @classmethod
-    def of(cls, input_ids: Tensor, attention_mask: Tensor) -> "_Texts":
+    def of(cls, input_ids: Tensor, attention_mask: Tensor, cut: bool = True) -> "_Texts":
         count, length = input_ids.shape
         mask = attention_mask.bool()
-        if mask.device.type == "cpu":
+        if cut and mask.device.type == "cpu":
             lengths = mask.sum(1)
             order = lengths.argsort(stable=True)
             chunks = order.chunk(LENGTH_GROUPS)
@@ -100,13 +100,13 @@ class _Texts:
         else:
             order = torch.arange(count, device=mask.device)
             chunks, groups = (order,), ((count, length),)
-        cut = [(rows, longest) for rows, (_, longest) in zip(chunks, groups, strict=True)]
+        parts = [(rows, longest) for rows, (_, longest) in zip(chunks, groups, strict=True)]
         return cls(
             order,
             order.argsort(),
             groups,
-            [input_ids[rows, :longest] for rows, longest in cut],
-            [mask[rows, :longest] for rows, longest in cut],
+            [input_ids[rows, :longest] for rows, longest in parts],
+            [mask[rows, :longest] for rows, longest in parts],
         )
 
     def restore(self, parts: Sequence[Tensor], length: int) -> Tensor:
@@ -492,6 +492,7 @@ class QFormer(nn.Module):
     def encode_image(self, image_embeds: Tensor) -> ImageEncoding:
         """Frozen tokens (B, T, W) -> query output (B, Q, D) and unit features (B, Q, E)."""
         norm = self.post_layernorm
+        image_embeds = image_embeds.to(norm.weight.dtype)  # cached features may be float16
         image = _as_computed(F.layer_norm(image_embeds, norm.normalized_shape, eps=norm.eps))  # (B, T, W)
         cross = [layer.image_keys_values(image, norm) for layer in self.qformer.encoder.layers()]
         count = len(image_embeds)
@@ -503,8 +504,8 @@ class QFormer(nn.Module):
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> TextEncoding:
         """input_ids, attention_mask (M, L) -> output (M, L, D) and unit features (M, E) of the first token.
 
-        `first_only` spares the rest of the last layer: output is (M, 1, D)."""
-        texts = _Texts.of(input_ids, attention_mask)
+        `first_only` spares the padding, and the rest of the last layer: output is (M, 1, D)."""
+        texts = _Texts.of(input_ids, attention_mask, cut=first_only)
         layout, keep = Layout(0, texts.groups), 1 if first_only else None
         masks = [mask[:, None, None, :] for mask in texts.attention_mask]  # (n, 1, 1, l)
         hidden, _ = self._run(self.embeddings(texts.input_ids), layout, masks, keep=keep)

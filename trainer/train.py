@@ -343,7 +343,7 @@ def _train(
                     "step": done,
                     "epoch": round(done / steps_per_epoch, 3),
                     "loss": round(sum(losses.values()), 5),
-                    **{name: round(value, 5) for name, value in losses.items()},
+                    **{name: round(losses[name], 5) if name in losses else None for name in LOSSES},
                     "lr": lr,
                     "grad_norm": round(grad_norm.item(), 4),
                     "pairs_per_second": round((so_far.pairs - last_pairs) / (now - last), 1),
