@@ -49,6 +49,10 @@ Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout, a
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the one trained last unless given.")]
+Artifact = Annotated[
+    Path | None,
+    typer.Argument(help="A features folder, a run, an index, or a workspace; all of --workspace unless given."),
+]
 HERE = Path("qf-out")
 
 
@@ -209,6 +213,9 @@ def extract(
 
 @app.command()
 def train(
+    stage: Annotated[
+        int, typer.Option(min=1, max=1, help="1: the Q-Former alone. Stage 2, with a language model, is still to come.")
+    ] = 1,
     name: Annotated[str, typer.Option(help="Name of the run.")] = "stage1",
     preset: Annotated[str, typer.Option(help=f"Size of the Q-Former: {', '.join(PRESETS)}.")] = DEFAULTS.preset,
     init: Annotated[
@@ -525,13 +532,14 @@ def evaluate(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A features folder, a run, an index, or a workspace.")] = HERE,
+    path: Artifact = None,
+    workspace: Workspace = HERE,
     as_json: Json = False,
 ) -> None:
     """What a features folder, run or index is, and how it was made."""
     from .pipeline.artifacts import read_manifest
 
-    found = {str(part): read_manifest(part) for part in artifacts_at(path)}
+    found = {str(part): read_manifest(part) for part in artifacts_at(path or workspace)}
     if as_json:
         print_json(found if len(found) > 1 else next(iter(found.values())))
         return
@@ -541,7 +549,8 @@ def info(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="A features folder, a run, an index, or a workspace.")] = HERE,
+    path: Artifact = None,
+    workspace: Workspace = HERE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -550,11 +559,11 @@ def verify(
 
     checked = []
     with Display(quiet) as display:
-        for part in artifacts_at(path):
+        for part in artifacts_at(path or workspace):
             display.say(f"verifying {part}")
             checked.append(verify(part))
     if as_json:
-        print_json(checked if len(checked) > 1 else checked[0])
+        print_json({result["path"]: result for result in checked} if len(checked) > 1 else checked[0])
     else:
         for result in checked:
             say_verify(result)

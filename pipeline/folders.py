@@ -49,7 +49,7 @@ def _renamed(folder: str, record: Record) -> Record:
 
 def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[Record]:
     """A record an image in the folder or below it. Captions are those in the `.json` beside it, or each line of the
-    `.txt`. Folders `train`, `validation`, `test` are splits."""
+    `.txt`. Folders `train`, `validation`, `test` are splits, where the `.json` names none."""
     for at, name, names in _images(str(folder), ""):
         key = printable(name)
         split = split_in_path(key)
@@ -61,7 +61,8 @@ def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[Record]:
             problem = "its name is not UTF-8"
         else:
             try:
-                captions = _captions(at, os.path.splitext(name.rsplit("/", 1)[-1])[0], names)
+                captions, named = _captions(at, os.path.splitext(name.rsplit("/", 1)[-1])[0], names, options)
+                split = named or split
                 problem = "" if captions else "no caption"
             except (OSError, ValueError, RecursionError) as error:
                 problem = f"the text beside it cannot be read: {error}"
@@ -86,10 +87,14 @@ def _images(folder: str, below: str) -> Iterator[tuple[str, str, set[str] | None
             yield folder, below + name, names
 
 
-def _captions(folder: str, stem: str, names: set[str]) -> list[str]:
-    if f"{stem}.json" in names and (captions := json_captions(_sidecar(os.path.join(folder, f"{stem}.json")))):
-        return captions
-    return text_captions(_sidecar(os.path.join(folder, f"{stem}.txt"))) if f"{stem}.txt" in names else []
+def _captions(folder: str, stem: str, names: set[str], options: ReadOptions) -> tuple[list[str], str | None]:
+    captions: list[str] = []
+    split = None
+    if f"{stem}.json" in names:
+        captions, split = json_captions(_sidecar(os.path.join(folder, f"{stem}.json")), options)
+    if not captions and f"{stem}.txt" in names:
+        captions = text_captions(_sidecar(os.path.join(folder, f"{stem}.txt")))
+    return captions, split
 
 
 def _sidecar(path: str) -> bytes:
@@ -101,9 +106,14 @@ def _sidecar(path: str) -> bytes:
     return data
 
 
-def json_captions(data: bytes) -> list[str]:
-    """The captions in a JSON sidecar: of an object's `caption` or another usual name. ValueError if it is no JSON."""
-    return texts(json.loads(data))
+def json_captions(data: bytes, options: ReadOptions) -> tuple[list[str], str | None]:
+    """The captions in a JSON sidecar and the split that it names: an object's `caption` or another usual name, and `split`, or
+    what --caption-column and --split-column say. ValueError if it is no JSON."""
+    value = json.loads(data)
+    fields = value if isinstance(value, dict) else {}
+    split = fields.get(options.split_column or "split")
+    captions = texts(fields.get(options.caption_column) if options.caption_column else value)
+    return captions, split if isinstance(split, str) else None
 
 
 def text_captions(data: bytes) -> list[str]:

@@ -60,6 +60,8 @@ def load_image(source: Path | bytes) -> Image.Image:
         raise
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
+    except IsADirectoryError as error:
+        raise UnreadableImage("a folder, not a picture") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"not an image that qf reads ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:

@@ -156,7 +156,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     if changed and changed.startswith("source."):
         paths = (old["source"]["path"], new["source"]["path"])
         if paths[0] == paths[1]:
-            return f"{paths[0]} has changed ({changed})"
+            return f"{paths[0]} gives other records: it has changed, or the options that say how to read it have ({changed})"
         return f"source was {paths[0]} and is now {paths[1]}"
     return changed
 

@@ -49,7 +49,7 @@ class _Sample:
 
 def read_tars(paths: Sequence[Path], top: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
     """What was found, and the records of the tars, keyed by their path below `top` and the sample's name: two tars may
-    hold a sample of the same name. Their names tell splits where they do (`splits_in_names`).
+    hold a sample of the same name. A sample's JSON tells its split, or else the tar's name (`splits_in_names`).
 
     A damaged tar's samples are used up to the damage, which is a record with a problem. DatasetError if one is
     compressed."""
@@ -127,7 +127,9 @@ def _record(sample: _Sample, prefix: str, split: str | None, options: ReadOption
     captions: list[str] = []
     problems = sample.problems
     try:  # the JSON first: a text in it may hold newlines
-        captions = json_captions(sample.json) if sample.json is not None else []
+        if sample.json is not None:
+            captions, named = json_captions(sample.json, options)
+            split = named or split
         captions = captions or (text_captions(sample.text) if sample.text is not None else [])
     except (ValueError, RecursionError) as error:
         problems = [*problems, f"its caption cannot be read: {error}"]

@@ -10,7 +10,7 @@ import torch
 from ..pipeline.errors import EncoderError, QfError
 from ..pipeline.features import Features
 from ..pipeline.text_tower import TextTower
-from .index import Index, check_origin, make_index, open_index
+from .index import Index, check_origin, flat, make_index, open_index
 from .pictures import encode_picture
 from .runs import Run, check_features, open_run
 from .search import Hits, best_distinct, nearest_images, reorder
@@ -87,10 +87,12 @@ class Searcher:
         return self._answers(nearest_images(self.index.images, query, k, self.index.per_image), k)
 
     def captions(self, file: Path, k: int) -> list[Answer]:
-        """The k captions that fit the picture in `file` best."""
-        if self.run is None or self.index.texts is None:
-            raise QfError("--find text needs a trained model; train one first: qf train")
-        hits = best_distinct(self.index.texts, self._query(file), k, 1)
+        """The k captions that fit the picture in `file` best. Before any training the encoder's text tower reads them all first."""
+        query = self._query(file)
+        vectors = self.index.texts
+        if vectors is None:
+            vectors = flat(TextTower(self.features.encoder, self.device).encode(self.index.captions))
+        hits = best_distinct(vectors, query, k, 1)
         images = self._answers(Hits(self.index.text_rows[hits.items], hits.scores), k)
         texts = [self.index.captions[item] for item in hits.items]
         return [Answer(**{**vars(answer), "captions": [text]}) for answer, text in zip(images, texts, strict=True)]

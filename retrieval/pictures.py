@@ -33,7 +33,7 @@ def encode_picture(file: Path, identity: dict[str, Any], device: torch.device) -
     try:
         image = load_image(file)
     except UnreadableImage as error:
-        raise QfError(f"{file}: {error}") from error
+        raise QfError(f"{file}: {error}; give another picture") from error
     encoder = load_encoder(identity["id"], device, torch.float32, identity["layer"])
     now = json.loads(json.dumps(encoder.identity))  # as a manifest has it
     if (now["sha256"], now["preprocessing"]) != (identity["sha256"], identity["preprocessing"]):

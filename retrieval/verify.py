@@ -76,6 +76,12 @@ def _features(folder: Path, manifest: dict[str, Any]) -> list[str]:
         "rejected": _lines(folder / REJECTS),
     }
     problems = _differences(manifest, found)
+    held = np.bincount(features.shard_numbers(features.rows()), minlength=len(manifest["shards"]))
+    problems += [
+        f"{shard['file']}: the manifest says {shard['records']} records, there are {count}"
+        for shard, count in zip(manifest["shards"], held, strict=True)
+        if shard["records"] != count
+    ]
     keys = pl.Series(features.table.column("key"))
     repeated = keys.filter(keys.is_duplicated()).unique(maintain_order=True)
     problems += [f"key {key!r} is there more than once" for key in repeated]

@@ -111,11 +111,21 @@ def test_search_before_training_says_so(qf, tmp_path, clip_folder):
     assert code == 0
     assert [hit["rank"] for hit in hits] == [1, 2, 3]
     assert "no trained model yet" in err
+    assert "no trained model yet" in qf("search", "a red bar", "-q")[2]  # which is no progress
 
 
 @pytest.fixture
 def workspace(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "work")
+
+
+def test_the_workspace_is_where_the_environment_says(qf, trained, monkeypatch):
+    monkeypatch.setenv("QF_WORKSPACE", str(trained))
+    for command in ("info", "verify"):
+        code, out, _ = qf(command, "--json")
+        assert code == 0
+        assert list(json.loads(out)) == [str(trained / part) for part in ("features", "runs/stage1", "index")]
+    assert qf("verify", "-w", "elsewhere")[0] == 1
 
 
 def test_a_trained_workspace(qf, workspace):

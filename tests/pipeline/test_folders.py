@@ -45,6 +45,26 @@ def test_sidecars(tmp_path):
     assert all("the text beside it cannot be read" in records[key].problem for key in ("d.jpg", "f.jpg"))
 
 
+def test_a_sidecar_may_name_the_split(tmp_path):
+    fill(
+        tmp_path,
+        {
+            "a.jpg": "A", "a.json": '{"caption": "x", "alt": "y", "split": "Test", "part": "val"}',
+            "train/b.jpg": "B", "train/b.json": '{"caption": "x", "alt": ["y", "z"], "split": "val"}',
+            "val/c.jpg": "C", "val/c.json": '{"caption": "x", "alt": "y", "split": 3}',
+        },
+    )  # fmt: skip
+    records = list(read(tmp_path, ReadOptions(val_fraction=0)).records)
+    assert [record.split for record in records] == ["test", "val", "val"]
+    options = ReadOptions(val_fraction=0, caption_column="alt", split_column="part")
+    records = list(read(tmp_path, options).records)
+    assert [record.split for record in records] == ["val", "train", "val"]
+    assert [record.captions for record in records] == [("y",), ("y", "z"), ("y",)]
+    (tmp_path / "a.json").write_text('{"caption": "x", "split": "minival"}')
+    with pytest.raises(DatasetError, match="split 'minival' of a.jpg is not train, val or test; choose another"):
+        list(read(tmp_path).records)
+
+
 def test_links_in_a_folder_lead_nowhere(tmp_path):
     fill(
         tmp_path,

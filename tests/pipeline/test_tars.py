@@ -83,6 +83,15 @@ def test_splits_in_the_names_of_tars_and_folders(tmp_path):
     assert read(tmp_path / "coco-{train,test}-0.tar").records.splits == {"train": 3, "val": 0, "test": 3}
 
 
+def test_a_samples_json_may_name_its_split(tmp_path):
+    def member(key, **fields):
+        return [(f"{key}.jpg", b"x"), (f"{key}.json", json.dumps({"caption": key, **fields}).encode())]
+
+    write_tar(tmp_path / "train.tar", [*member("a", split="test"), *member("b")])
+    write_tar(tmp_path / "val.tar", member("c", split="dev"))
+    assert [record.split for record in read(tmp_path).records] == ["test", "train", "val"]
+
+
 def test_what_a_sample_lacks_is_said(tmp_path):
     members = [
         *sample("a", "good"),

@@ -11,6 +11,7 @@ from qf.pipeline.errors import EncoderError, QfError
 from qf.pipeline.features import Features
 from qf.pipeline.text_tower import TextTower
 from qf.retrieval.ask import Searcher
+from qf.retrieval.pictures import encode_picture
 from qf.retrieval.sheet import contact_sheet
 
 from conftest import COLOURS, draw, run_extract  # isort: skip
@@ -75,9 +76,13 @@ def test_before_training_the_encoders_own_space_is_searched(features, clip_folde
     assert [a.key for a in searcher.text("a red bar", 4)] == [features.keys[i] for i in np.argsort(-naive)[:4]]
     draw("red", "bar").save(tmp_path / "query.png")
     assert searcher.image(tmp_path / "query.png", 1)[0].key == "red-bar-0.png"
-    for impossible in (lambda: searcher.text("x", 1, rerank=3), lambda: searcher.captions(tmp_path / "query.png", 1)):
-        with pytest.raises(QfError, match="needs a trained model.*qf train"):
-            impossible()
+    captions = [caption for some in features.captions for caption in some]
+    query = encode_picture(tmp_path / "query.png", features.encoder, CPU).pooled.numpy()[0]
+    naive = TextTower(features.encoder, CPU).encode(captions) @ query
+    first = searcher.captions(tmp_path / "query.png", 3)
+    assert [a.captions for a in first] == [[captions[i]] for i in np.argsort(-naive, kind="stable")[:3]]
+    with pytest.raises(QfError, match="needs a trained model.*qf train"):
+        searcher.text("x", 1, rerank=3)
 
 
 def test_an_encoder_without_text_says_to_train(pictures, onnx_folder, tmp_path):

@@ -27,7 +27,7 @@ def test_what_qf_wrote_is_sound(trained):
         assert found["problems"] == []
         assert found["files"] >= 3
     out = CliRunner().invoke(app, ["verify", str(trained), "--json"])
-    assert [result["kind"] for result in json.loads(out.stdout)] == ["features", "run", "index"]
+    assert [result["kind"] for result in json.loads(out.stdout).values()] == ["features", "run", "index"]
     assert out.exit_code == 0
 
 
@@ -61,6 +61,18 @@ def test_counts_are_compared(copy):
     assert verify(features)["problems"] == [
         "captions: the manifest says 7, there are 48",
         "rejected: the manifest says 1, there are 0",
+    ]
+
+
+def test_records_are_counted_shard_by_shard(copy):
+    features = copy / "features"
+    manifest = json.loads((features / "manifest.json").read_text())
+    first, second = manifest["shards"][:2]
+    first["records"], second["records"] = first["records"] - 1, second["records"] + 1
+    (features / "manifest.json").write_text(json.dumps(manifest))
+    assert verify(features)["problems"] == [
+        f"{first['file']}: the manifest says {first['records']} records, there are {first['records'] + 1}",
+        f"{second['file']}: the manifest says {second['records']} records, there are {second['records'] - 1}",
     ]
 
 
