@@ -20,7 +20,7 @@ from .spool import spool
 
 IMAGE_COLUMNS = (
     "image", "image_path", "file_name", "filename", "filepath", "file_path", "path", "file", "img", "image_name",
-    "image_file", "photo", "picture", "jpg", "jpeg", "png", "webp", "url", "image_url",
+    "image_file", "image_filename", "img_path", "photo", "picture", "jpg", "jpeg", "png", "webp", "url", "image_url",
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset")
 KEY_COLUMNS = ("key",)

@@ -379,6 +379,9 @@ class _Embeddings(nn.Module):
 
     def forward(self, input_ids: Sequence[Tensor]) -> Tensor:
         """Texts (n, l) of each group -> (S, D), one lookup for all: its gradient is as large as the vocabulary."""
+        longest, most = max(group.shape[1] for group in input_ids), self.position_embeddings.num_embeddings
+        if longest > most:
+            raise ValueError(f"texts of {longest} tokens; the model has positions for {most}")
         ids = torch.cat([group.flatten() for group in input_ids])
         positions = torch.cat([torch.arange(g.shape[1], device=g.device).expand_as(g).flatten() for g in input_ids])
         out: Tensor = self.word_embeddings(ids) + self.position_embeddings(positions)
@@ -504,7 +507,8 @@ class QFormer(nn.Module):
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> TextEncoding:
         """input_ids, attention_mask (M, L) -> output (M, L, D) and unit features (M, E) of the first token.
 
-        `first_only` spares the padding, and the rest of the last layer: output is (M, 1, D)."""
+        `first_only` spares the padding, and the rest of the last layer: output is (M, 1, D). ValueError if L is more than the
+        model has positions for."""
         texts = _Texts.of(input_ids, attention_mask, cut=first_only)
         layout, keep = Layout(0, texts.groups), 1 if first_only else None
         masks = [mask[:, None, None, :] for mask in texts.attention_mask]  # (n, 1, 1, l)

@@ -64,6 +64,8 @@ def test_encodings_and_similarities(model, inputs, outputs):
     assert_close(image.features, outputs["image_features"], atol=2e-5, rtol=0)
     assert_close(text.features, outputs["text_features"], atol=2e-5, rtol=0)
     assert_close(text.output, outputs["text_output"], atol=2e-5, rtol=0)
+    with pytest.raises(ValueError, match="texts of 600 tokens; the model has positions for"):
+        model.encode_text(torch.ones(2, 600, dtype=torch.long), torch.ones(2, 600))
     half = model.encode_image(inputs["image_embeds"].half())  # as cached
     assert_close(half.features, image.features, atol=5e-3, rtol=0)
     similarity = similarities(image.features, text.features) / model.temp
