@@ -1,5 +1,6 @@
 """The text side of an encoder with a joint space: what its zero-shot scores compare `pooled` with."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,14 +61,14 @@ class TextTower:
             ) from error
 
     @torch.inference_mode()
-    def encode(self, texts: list[str], batch_size: int = 256) -> np.ndarray:
+    def encode(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
         """(M,) texts -> (M, P) float32, L2-normalised; longer texts are cut at the tower's limit."""
         limit = self.model.config.max_position_embeddings
         padding = "longest" if self.kind.masked else "max_length"
         parts = []
         for start in range(0, len(texts), batch_size):
             batch = self.tokenizer(
-                texts[start : start + batch_size],
+                list(texts[start : start + batch_size]),
                 padding=padding,
                 truncation=True,
                 max_length=limit,
