@@ -541,7 +541,7 @@ def info(
 
     found = {str(part): read_manifest(part) for part in artifacts_at(path or workspace)}
     if as_json:
-        print_json(found if len(found) > 1 else next(iter(found.values())))
+        print_each(found)
         return
     for name, manifest in found.items():
         say_info(name, manifest)
@@ -557,17 +557,17 @@ def verify(
     """Check the checksums and counts of artifacts; exit code 1 when anything is off."""
     from .retrieval.verify import verify
 
-    checked = []
+    checked = {}
     with Display(quiet) as display:
         for part in artifacts_at(path or workspace):
             display.say(f"verifying {part}")
-            checked.append(verify(part))
+            checked[str(part)] = verify(part)
     if as_json:
-        print_json({result["path"]: result for result in checked} if len(checked) > 1 else checked[0])
+        print_each(checked)
     else:
-        for result in checked:
+        for result in checked.values():
             say_verify(result)
-    wrong = [result for result in checked if result["problems"]]
+    wrong = [result for result in checked.values() if result["problems"]]
     if wrong:
         count = sum(len(result["problems"]) for result in wrong)
         raise QfError(f"{wrong[0]['problems'][0]} (problems in all: {count}); {wrong[0]['cure']}")
@@ -653,6 +653,11 @@ def run_folder(workspace: Path, name: str | None) -> Path:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_each(artifacts: dict[str, Any]) -> None:
+    """What is told of one artifact; of several, each under its path."""
+    print_json(artifacts if len(artifacts) > 1 else next(iter(artifacts.values())))
 
 
 def duration(seconds: float) -> str:
@@ -783,8 +788,8 @@ RECALLS = {
 
 
 def losses_of(line: dict[str, Any]) -> str:
-    found = {name: value for name, value in line.items() if name.startswith("loss_") and value is not None}
-    return "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in found.items())
+    found = ((name, value) for name, value in line.items() if name.startswith("loss_") and value is not None)
+    return "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in found)
 
 
 def clock(seconds: float) -> str:

@@ -27,11 +27,7 @@ CONTENT: dict[str, dict[str, type]] = {  # what the manifest of each kind holds 
         **dict.fromkeys(("views", "records", "captions", "rejected"), int),
         "shards": list,
     },
-    "run": {
-        **dict.fromkeys(("model", "train", "encoder", "features", "best"), dict),
-        "sha256": str,
-        "files": list,
-    },
+    "run": {**dict.fromkeys(("model", "train", "encoder", "features", "best"), dict), "sha256": str, "files": list},
     "index": {
         **dict.fromkeys(("run", "features"), dict),
         **dict.fromkeys(("images", "vectors", "texts", "per_image"), int),
