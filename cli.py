@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .pipeline.artifacts import counted, size
 from .pipeline.errors import QfError
+from .pipeline.formatting import by_split, counted, duration, size
 from .trainer.config import PRESETS, TrainConfig
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress
 
-    from .pipeline.extract import Status
-    from .trainer.embed import Embedder
+    from .pipeline.extract.extract import Status
+    from .trainer.stage1.embedder import Embedder
 
 app = typer.Typer(
     name="qf",
@@ -181,8 +181,8 @@ def extract(
     quiet: Quiet = False,
 ) -> None:
     """Cache a frozen encoder's features of a caption dataset. The same command again resumes what is unfinished."""
-    from .pipeline.datasets import read
-    from .pipeline.records import ReadOptions
+    from .pipeline.datasets.read import read
+    from .pipeline.datasets.records import ReadOptions
 
     columns = (image_column, caption_column, split_column, key_column)
     options = ReadOptions(images, *columns, val_fraction, test_fraction, redraw_splits)
@@ -191,9 +191,9 @@ def extract(
         dataset = read(Path(source), options)
         display.say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
         from .pipeline.device import resolve_device, resolve_precision
-        from .pipeline.encoders import load_encoder
-        from .pipeline.extract import ExtractOptions, estimate, extract
-        from .pipeline.stream import Settings
+        from .pipeline.encoders.load import load_encoder
+        from .pipeline.extract.extract import ExtractOptions, estimate, extract
+        from .pipeline.extract.stream import Settings
 
         on = resolve_device(device)
         frozen = load_encoder(encoder, on, resolve_precision(precision, on), layer)
@@ -327,14 +327,14 @@ def train(
         init = str((workspace / "runs" / init).resolve())
     given = locals()
     config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
-    from .trainer.launch import launch, launched
+    from .trainer.distributed.launch import launch, launched
 
     if nproc > 1 and not launched():
         raise typer.Exit(launch(sys.argv[1:], nproc))
     from .pipeline.device import resolve_device
-    from .pipeline.features import Features
-    from .trainer.processes import Processes
-    from .trainer.train import train
+    from .pipeline.features.reader import Features
+    from .trainer.distributed.processes import Processes
+    from .trainer.stage1.stage import train
 
     processes, on = Processes.join(resolve_device(device))
     features = Features(workspace / "features")
@@ -356,8 +356,8 @@ def train(
         if not processes.first:
             return
         if index:
-            from .retrieval.build import build_index
-            from .retrieval.runs import open_run
+            from .retrieval.encode.qformer import open_run
+            from .retrieval.index.build import build_index
 
             display.say("indexing")
             indexed = build_index(open_run(folder, on, precision), features, workspace / "index")
@@ -381,9 +381,9 @@ def index(
 ) -> None:
     """Build the FAISS index of query embeddings from the features and a run."""
     from .pipeline.device import resolve_device
-    from .pipeline.features import Features
-    from .retrieval.build import build_index
-    from .retrieval.runs import open_run
+    from .pipeline.features.reader import Features
+    from .retrieval.encode.qformer import open_run
+    from .retrieval.index.build import build_index
 
     on = resolve_device(device)
     with Display(quiet) as display:
@@ -422,8 +422,8 @@ def search(
         raise typer.BadParameter("--rerank matches pictures with a text: it does not go with --image")
     from .pipeline.artifacts import has_manifest
     from .pipeline.device import resolve_device
-    from .pipeline.features import Features
-    from .retrieval.ask import Searcher
+    from .pipeline.features.reader import Features
+    from .retrieval.searcher import Searcher
 
     on = resolve_device(device)
     if has_manifest(workspace / "index"):
@@ -474,11 +474,11 @@ def explain(
 ) -> None:
     """Draw which patches the queries look at, which query answers a text, and what speaks for a match."""
     from .pipeline.device import resolve_device
-    from .pipeline.features import Features
-    from .retrieval.explain import explain
+    from .pipeline.encoders.picture import encode_picture
+    from .pipeline.features.reader import Features
+    from .retrieval.encode.qformer import check_features, open_run
+    from .retrieval.explain import cached_picture, explain
     from .retrieval.heatmaps import draw_explanation
-    from .retrieval.pictures import cached_picture, encode_picture
-    from .retrieval.runs import check_features, open_run
 
     out = out or workspace / "explain.png"
     if out.suffix.lower() != ".png":
@@ -515,9 +515,9 @@ def evaluate(
 ) -> None:
     """Retrieval metrics on a split: the encoder's own zero-shot scores, ITC, and ITC re-ranked by ITM."""
     from .pipeline.device import resolve_device
-    from .pipeline.features import Features
+    from .pipeline.features.reader import Features
+    from .retrieval.encode.qformer import latest_run, open_run
     from .retrieval.evaluate import evaluate_retrieval
-    from .retrieval.runs import latest_run, open_run
 
     on = resolve_device(device)
     features = Features(workspace / "features")
@@ -597,7 +597,7 @@ def export(
 ) -> None:
     """Write a run's weights in the layout of Hugging Face or LAVIS; --init and QFormer.from_pretrained read them back."""
     from .pipeline.artifacts import has_manifest
-    from .trainer.export import export
+    from .trainer.weights.export import export
 
     folder = Path(run) if has_manifest(Path(run)) else workspace / "runs" / run
     with Display(quiet) as display:
@@ -638,7 +638,7 @@ def warn_cut(text: str, embedder: "Embedder") -> None:
 
 def run_folder(workspace: Path, name: str | None) -> Path:
     """The run of that name, or the one trained last."""
-    from .retrieval.runs import latest_run
+    from .retrieval.encode.qformer import latest_run
 
     if name is not None:
         return workspace / "runs" / name
@@ -660,10 +660,6 @@ def print_each(artifacts: dict[str, Any]) -> None:
     print_json(artifacts if len(artifacts) > 1 else next(iter(artifacts.values())))
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} min"
-
-
 def say_estimate(s: dict[str, Any]) -> None:
     print(f"records   {s['records']:,} images ({by_split(s['splits'])}), {s['captions']:,} captions")
     short = "" if s["bytes"] <= s["free"] else ": too little"
@@ -679,10 +675,6 @@ def say_extract(s: dict[str, Any]) -> None:
         f"features  {s['records']:,} images ({by_split(s['splits'])}), {s['captions']:,} captions, {s['rejected']:,} rejected; "
         f"{size(s['bytes'])} in {counted(s['shards'], 'shard')} at {s['features']}  ({duration(s['seconds'])}, {rate})"
     )
-
-
-def by_split(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {split}" for split, count in counts.items() if count)
 
 
 def say_verify(s: dict[str, Any]) -> None:

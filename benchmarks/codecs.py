@@ -20,11 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from qf.pipeline.arrow_shards import Block, schema, write_arrow_shard
 from qf.pipeline.artifacts import atomic_file, described, has_manifest, write_manifest
-from qf.pipeline.codecs import CODECS, columns, decode, encode
-from qf.pipeline.features import ABOUT, Features
-from qf.pipeline.ledger import REJECTS
+from qf.pipeline.extract.ledger import REJECTS
+from qf.pipeline.features.arrow_shards import Block, schema, write_arrow_shard
+from qf.pipeline.features.codecs import CODECS, columns, decode, encode
+from qf.pipeline.features.reader import ABOUT, Features
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,7 +104,7 @@ def encode_again(features: Features, codec: str, folder: Path) -> None:
         for first in range(start, stop, BATCH):
             numbers = np.arange(first, min(first + BATCH, stop))
             some = features.table.slice(first, len(numbers)).select(ABOUT)
-            encoded = encode(codec, decode(features.encoded(numbers)))
+            encoded = encode(codec, decode(features.read(numbers)))
             pooled = {} if features.pooled is None else {"pooled": features.pooled[numbers]}
             yield some.to_pydict() | {name: column.numpy() for name, column in encoded.items()} | pooled
 
@@ -133,7 +133,7 @@ def main() -> None:
         values, source = synthetic(min(arguments.images, 32)), None
     else:
         source = Features(Path(arguments.features))
-        values = decode(source.encoded(np.unique(np.linspace(0, len(source) - 1, arguments.images).astype(int))))
+        values = decode(source.read(np.unique(np.linspace(0, len(source) - 1, arguments.images).astype(int))))
     result = {
         "features": arguments.features,
         "stored": source.manifest["codec"] if source else "float32",

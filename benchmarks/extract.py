@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from qf.pipeline.codecs import CODECS
-from qf.pipeline.datasets import read
+from qf.pipeline.datasets.read import read
 from qf.pipeline.device import autocast, resolve_device, resolve_precision
-from qf.pipeline.encoders import TransformersEncoder, load_encoder
-from qf.pipeline.extract import ExtractOptions, extract
+from qf.pipeline.encoders.load import load_encoder
+from qf.pipeline.encoders.transformers import TransformersEncoder
+from qf.pipeline.extract.extract import ExtractOptions, extract
+from qf.pipeline.extract.stream import Settings
+from qf.pipeline.features.codecs import CODECS
 from qf.pipeline.images import load_image
-from qf.pipeline.stream import Settings
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from qf.pipeline.codecs import decode
-from qf.pipeline.features import Features
-from qf.trainer.metrics import retrieval
+from qf.pipeline.features.codecs import decode
+from qf.pipeline.features.reader import Features
+from qf.trainer.metrics.retrieval import retrieval
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
@@ -31,7 +31,7 @@ def main() -> None:
     features = Features(arguments.features)
 
     def pooled(rows: np.ndarray) -> np.ndarray:
-        return np.stack([decode(features.encoded(rows[i : i + 1]))[0].mean(0).numpy() for i in range(len(rows))])
+        return np.stack([decode(features.read(rows[i : i + 1]))[0].mean(0).numpy() for i in range(len(rows))])
 
     def captions(rows: np.ndarray) -> tuple[list[str], np.ndarray]:
         texts = [caption for row in rows for caption in features.captions[row]]

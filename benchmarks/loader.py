@@ -8,7 +8,7 @@ not counted. Readers:
 
     numpy    rows of the memory-mapped arrays copied one by one to a new array a batch
     numpy+   the same to one array that is used again and again, which no loader can hand out
-    encoded  Features.encoded to the loader's memory, in the same thread
+    encoded  Features.read to the loader's memory, in the same thread
     batch    Batches.batch: with captions, padding and masks, in the same thread
     steps    Batches.steps: the same, made ahead in a thread, as training takes it; a step takes no time here
 
@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from qf.pipeline.arrow_shards import Block, schema, write_arrow_shard
 from qf.pipeline.artifacts import Sink, write_manifest
-from qf.pipeline.codecs import CODECS, columns, encode
-from qf.pipeline.features import Features
-from qf.pipeline.tar_shards import TarShard, write_tar_shard
-from qf.trainer.batches import Batches
+from qf.pipeline.features.arrow_shards import Block, schema, write_arrow_shard
+from qf.pipeline.features.codecs import CODECS, columns, encode
+from qf.pipeline.features.reader import Features
+from qf.pipeline.features.tar_shards import TarShard, write_tar_shard
+from qf.trainer.loader.batches import Batches
 from qf.trainer.tokens import Tokens
 
 BLOCK = 64  # rows in a record batch, as extraction writes them
@@ -134,7 +134,7 @@ def main() -> None:
         readers: dict[str, Callable[[], object]] = {
             "numpy": lambda: by_numpy(new),
             "numpy+": lambda: by_numpy(lambda: kept),
-            "encoded": lambda: [None for some in chosen if not features.encoded(some, nothing, batches.empty)],
+            "encoded": lambda: [None for some in chosen if not features.read(some, nothing, batches.empty)],
             "batch": lambda: [None for n in range(count) if not batches.batch(n)],
             "steps": lambda: [None for batch in batches.steps(0, count) if not batch],
         }

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from qf.data.scenes import make_scene, render
 from qf.pipeline.device import resolve_device
-from qf.pipeline.encoders import TransformersEncoder, load_encoder
+from qf.pipeline.encoders.load import load_encoder
+from qf.pipeline.encoders.transformers import TransformersEncoder
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -194,17 +194,3 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another qf is writing {folder}; wait for it, or choose another --workspace"
             ) from error
         yield
-
-
-def size(count: float) -> str:
-    """Bytes in words: 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def counted(count: int, what: str) -> str:
-    """A number in words: 1 step, 2,000 steps."""
-    return f"{count:,} {what}" + "s" * (count != 1)

@@ -8,7 +8,7 @@ import torch
 
 from .errors import QfError
 
-MOST_LANES = 4
+MAX_STREAMS = 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,13 +69,13 @@ def _figures(file: Path) -> dict[str, int]:
     return {words[0]: int(words[1]) for line in file.read_text().splitlines() if len(words := line.split()) > 1}
 
 
-class Lanes:
-    """Threads that compute a batch each at the same time: two streams on a GPU, cores on a CPU (at most MOST_LANES, since
+class EncoderStreams:
+    """Threads that compute a batch each at the same time: two streams on a GPU, cores on a CPU (at most MAX_STREAMS, since
     each holds the activations of a batch). Enter from each thread; fetch results, then wait, on it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.threads = device, torch.get_num_threads()
-        self.count = 2 if device.type == "cuda" else min(MOST_LANES, self.threads)
+        self.count = 2 if device.type == "cuda" else min(MAX_STREAMS, self.threads)
 
     def enter(self) -> None:
         """Set up the calling thread."""

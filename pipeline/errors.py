@@ -26,3 +26,8 @@ class ArtifactError(QfError):
 
 class TrainingError(QfError):
     """Training cannot start or go on."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 
 from ..data.scenes import write_sample
-from ..pipeline.datasets import read
+from ..pipeline.datasets.read import read
 from ..pipeline.device import resolve_precision
-from ..pipeline.encoders import load_encoder
-from ..pipeline.extract import ExtractOptions, Progress, extract
-from ..pipeline.features import Features
+from ..pipeline.encoders.load import load_encoder
+from ..pipeline.extract.extract import ExtractOptions, Progress, extract
+from ..pipeline.features.reader import Features
 from ..trainer.config import TrainConfig
-from ..trainer.log import Report
-from ..trainer.train import train
-from .ask import Searcher
-from .build import build_index
+from ..trainer.runs.log import Report
+from ..trainer.stage1.stage import train
+from .encode.qformer import open_run
 from .evaluate import evaluate_retrieval
-from .runs import open_run
+from .index.build import build_index
+from .searcher import Searcher
 from .sheet import contact_sheet
 
 RERANK = 16

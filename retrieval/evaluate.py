@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pipeline.encoders.text import TextModel, has_text_model
 from ..pipeline.errors import EncoderError, QfError
-from ..pipeline.features import Features
-from ..pipeline.text_tower import TextTower, has_text_tower
-from ..trainer.embed import rerank, similarity_matrix
-from ..trainer.metrics import image_to_text, retrieval, text_to_image
-from ..trainer.train import Validation
-from .runs import Run, check_features
+from ..pipeline.features.reader import Features
+from ..trainer.metrics.retrieval import image_to_text, retrieval, text_to_image
+from ..trainer.stage1.embedder import rerank, similarity_matrix
+from ..trainer.stage1.stage import RetrievalSet
+from .encode.qformer import Run, check_features
 
 
 def evaluate_retrieval(
@@ -28,7 +28,7 @@ def evaluate_retrieval(
 
     The clip row is zero-shot: the encoder never saw these pairs as training data of qf. Where the encoder is gone, a run
     does without it, which `say` is told. K is `rerank_at`, 0 for none."""
-    data = Validation.of(features, split)
+    data = RetrievalSet.of(features, split)
     if not len(data.rows):
         splits = ", ".join(f"{count:,} {name}" for name, count in features.manifest["splits"].items() if count)
         raise QfError(f"{features.folder} has no images in the split {split} (it has {splits}); choose another --split")
@@ -55,15 +55,15 @@ def evaluate_retrieval(
     return result
 
 
-def zero_shot_scores(features: Features, data: Validation, device: torch.device) -> Tensor | None:
+def zero_shot_scores(features: Features, data: RetrievalSet, device: torch.device) -> Tensor | None:
     """The encoder's own scores (N, M), or None if it has no joint space with a text tower."""
-    if features.pooled is None or not has_text_tower(features.encoder):
+    if features.pooled is None or not has_text_model(features.encoder):
         return None
-    texts = TextTower(features.encoder, device).encode(data.texts)
+    texts = TextModel(features.encoder, device).encode(data.texts)
     return torch.from_numpy(features.pooled[data.rows] @ texts.T)
 
 
-def reranked(run: Run, features: Features, data: Validation, scores: Tensor, k: int) -> dict[str, float]:
+def reranked(run: Run, features: Features, data: RetrievalSet, scores: Tensor, k: int) -> dict[str, float]:
     """R@K after matching the k best images of each text and the k best texts of each image. `scores` (N, M)."""
     images_of = scores.T.topk(min(k, scores.shape[0])).indices  # (M, k) images
     texts_of = scores.topk(min(k, scores.shape[1])).indices  # (N, k) texts

@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from ..pipeline.device import autocast
+from ..pipeline.encoders.picture import Picture
+from ..pipeline.encoders.preprocessing import Preprocessing
 from ..pipeline.errors import EncoderError, QfError
+from ..pipeline.features.codecs import decode
+from ..pipeline.features.reader import Features
+from ..pipeline.images import load_image
 from ..trainer.qformer import ImageEncoding, QFormer
-from .pictures import Picture
-from .runs import Run
+from .encode.qformer import Run
 
 # tokens before the patches: none; class; class and distillation; registers; class and registers
 LEADING_TOKENS = (0, 1, 2, 4, 5)
@@ -90,6 +95,18 @@ def patch_grid(encoder: dict[str, Any]) -> Grid:
         f"the {tokens} tokens of encoder {encoder['id']} are no grid of patches over {height}x{width} pixels; "
         "qf explain can only draw encoders whose tokens are"
     )
+
+
+def cached_picture(features: Features, key: str) -> Picture:
+    """The picture of that key in the features: the tokens that training sees, and its thumbnail for pixels.
+
+    QfError if there is none."""
+    row = pc.index(features.table.column("key"), key).as_py()
+    if row < 0:
+        raise QfError(f"{key} is neither a file nor a key of {features.folder}; name a picture")
+    thumbnail = features.table.column("thumbnail")[row].as_py()
+    pixels = Preprocessing(**features.encoder["preprocessing"])(load_image(thumbnail))
+    return Picture(key, pixels, decode(features.read(np.array([row]))), None)
 
 
 def explain(run: Run, picture: Picture, caption: str) -> Explanation:

@@ -12,20 +12,20 @@ SAME = 1e-5  # scores closer than this may come in another order from FAISS than
 
 
 @dataclass(frozen=True)
-class Hits:
+class Ranking:
     """The best items of one search, best first: positions in the index, and their scores."""
 
     items: np.ndarray  # (k,)
     scores: np.ndarray  # (k,) float32
 
 
-def best_distinct(index: Any, queries: np.ndarray, k: int, per_item: int) -> Hits:
+def best_distinct(index: Any, queries: np.ndarray, k: int, per_item: int) -> Ranking:
     """The k items with the greatest maximum over `queries` (n, E) x the item's vectors; item i owns the vectors
     i * per_item … of `index`. Exact: what FAISS returns is widened until no item can be missing, then scored again."""
     total = index.ntotal // per_item
     k = min(k, total)
     if k <= 0:
-        return Hits(np.empty(0, np.int64), np.empty(0, np.float32))
+        return Ranking(np.empty(0, np.int64), np.empty(0, np.float32))
     wanted = min(index.ntotal, k * per_item + per_item)
     while True:
         scores, vectors = index.search(np.ascontiguousarray(queries, np.float32), wanted)
@@ -38,7 +38,7 @@ def best_distinct(index: Any, queries: np.ndarray, k: int, per_item: int) -> Hit
     items = best[0][best[1] >= kth - SAME]
     exact = np.array([_score(index, queries, item, per_item) for item in items], np.float32)
     order = np.lexsort((items, -exact))[:k]
-    return Hits(items[order], exact[order])
+    return Ranking(items[order], exact[order])
 
 
 def _best_per_item(scores: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,18 +54,18 @@ def _score(index: Any, queries: np.ndarray, item: int, per_item: int) -> float:
     return float(np.max(np.einsum("ne,qe->nq", queries, vectors)))
 
 
-def nearest_images(index: Any, query: np.ndarray, k: int, per_item: int) -> Hits:
+def nearest_images(index: Any, query: np.ndarray, k: int, per_item: int) -> Ranking:
     """The k images most like the picture `query` (Q, E): the mean over queries of the dot product, query by query.
 
     Each query has its own role in every image, so that queries are compared with their own kind. Exact, over all images."""
     vectors = index.reconstruct_n(0, index.ntotal).reshape(-1, query.size)  # (N, Q * E)
     scores = vectors @ query.reshape(-1).astype(np.float32) / per_item
     order = np.lexsort((np.arange(len(scores)), -scores))[:k]
-    return Hits(order, scores[order].astype(np.float32))
+    return Ranking(order, scores[order].astype(np.float32))
 
 
-def reorder(hits: Hits, matching: np.ndarray) -> tuple[Hits, np.ndarray]:
-    """Hits by matching score plus first score, as BLIP-2 ranks; `matching` (k,) in the order of `hits`. Also the order."""
+def reorder(hits: Ranking, matching: np.ndarray) -> tuple[Ranking, np.ndarray]:
+    """Ranking by matching score plus first score, as BLIP-2 ranks; `matching` (k,) in the order of `hits`. Also the order."""
     scores = matching + hits.scores
     order = np.lexsort((hits.items, -scores))
-    return Hits(hits.items[order], scores[order]), order
+    return Ranking(hits.items[order], scores[order]), order

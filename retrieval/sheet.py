@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..pipeline.artifacts import atomic_file
-from .ask import Answer
+from .searcher import Hit
 
 TILE, GAP, HEAD, FOOT = 160, 12, 30, 64
 COLUMNS, CAPTION = 6, 3  # tiles in a row, lines of a caption
@@ -16,7 +16,7 @@ PAPER, INK, FAINT, RIGHT = (255, 255, 255), (25, 25, 25), (110, 110, 110), (38, 
 
 
 def contact_sheet(
-    searches: Sequence[tuple[str, Sequence[Answer]]], path: Path, right: Sequence[str] | None = None
+    searches: Sequence[tuple[str, Sequence[Hit]]], path: Path, right: Sequence[str] | None = None
 ) -> None:
     """Draw each search: its query, and its answers in rows. `right` names the key that was looked for, which gets a frame."""
     columns = min(COLUMNS, max((len(answers) for _, answers in searches), default=1))

@@ -8,12 +8,12 @@ import polars as pl
 import pyarrow.compute as pc
 
 from ..pipeline.artifacts import has_manifest, read_manifest, sha256_file
-from ..pipeline.codecs import decode
 from ..pipeline.errors import ArtifactError
-from ..pipeline.features import SPLITS, Features
-from ..pipeline.ledger import REJECTS
-from ..trainer.pretrained import load_qformer
-from .index import check_origin, open_index
+from ..pipeline.extract.ledger import REJECTS
+from ..pipeline.features.codecs import decode
+from ..pipeline.features.reader import SPLITS, Features
+from ..trainer.weights.read import load_qformer
+from .index.store import check_origin, open_index
 
 CURES = {
     "features": "extract again with --overwrite",
@@ -90,7 +90,7 @@ def _features(folder: Path, manifest: dict[str, Any]) -> list[str]:
         rows = features.rows("train" if number else None)
         for start in range(0, len(rows), ROWS):
             some = rows[start : start + ROWS]
-            finite = decode(features.encoded(some, np.full(len(some), number))).isfinite().flatten(1).all(1).numpy()
+            finite = decode(features.read(some, np.full(len(some), number))).isfinite().flatten(1).all(1).numpy()
             if number == 0 and pooled is not None:
                 finite &= pooled[some]
             problems += [f"the features of {keys[int(row)]!r} are not all finite" for row in some[~finite]]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from qf.pipeline.encoders import load_encoder
+from qf.pipeline.encoders.load import load_encoder
 from qf.trainer.objectives import similarities
 
 BLIP_2 = {  # small sizes of transformers' Blip2Config

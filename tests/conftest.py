@@ -159,11 +159,11 @@ def blip2_features(pictures, blip2_folder, tmp_path_factory):
 def run_extract(csv_file: Path, encoder: Path | str, folder: Path, **options):
     """Features of a dataset through the library, on the CPU in float32. `options`: those of extraction and its settings, and
     `layer`."""
-    from qf.pipeline.datasets import read
-    from qf.pipeline.encoders import load_encoder
-    from qf.pipeline.extract import ExtractOptions, extract
-    from qf.pipeline.features import Features
-    from qf.pipeline.stream import Settings
+    from qf.pipeline.datasets.read import read
+    from qf.pipeline.encoders.load import load_encoder
+    from qf.pipeline.extract.extract import ExtractOptions, extract
+    from qf.pipeline.extract.stream import Settings
+    from qf.pipeline.features.reader import Features
 
     progress = options.pop("progress", lambda status: None)
     settings = {name: options.pop(name) for name in vars(Settings()) if name in options}
@@ -207,11 +207,11 @@ TINY = {
 @pytest.fixture(scope="session")
 def trained(features):
     """A workspace with a run trained on the pictures, and its index."""
-    from qf.pipeline.features import Features
-    from qf.retrieval.build import build_index
-    from qf.retrieval.runs import open_run
+    from qf.pipeline.features.reader import Features
+    from qf.retrieval.encode.qformer import open_run
+    from qf.retrieval.index.build import build_index
     from qf.trainer.config import TrainConfig
-    from qf.trainer.train import train
+    from qf.trainer.stage1.stage import train
 
     workspace = features.folder.parent
     cpu = torch.device("cpu")

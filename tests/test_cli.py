@@ -311,7 +311,7 @@ def test_a_run_that_stops_early_says_so(qf, workspace, bert_folder):
 
 def test_an_interrupt_is_130(trained):
     """Ctrl-C during work: no traceback, and the way on is named."""
-    code = "import os, signal, sys; import qf.pipeline.features as f; from qf import cli\n"
+    code = "import os, signal, sys; import qf.pipeline.features.reader as f; from qf import cli\n"
     code += "class Slow(f.Features):\n    def __init__(self, folder): os.kill(os.getpid(), signal.SIGINT)\n"
     code += f"f.Features = Slow; sys.argv = ['qf', 'train', '-w', {str(trained)!r}]; cli.main()"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -13,33 +13,6 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = typer.main.get_command(app).commands
 
 
-def tree():
-    """(folder, file) of each line in the README's tree."""
-    block = re.search(r"```\n(data/.*?)```", README, re.S)[1]
-    folder = ""
-    for line in block.splitlines():
-        name = line.split()[0] if line.split() else ""
-        if not line.startswith(" ") and name.endswith("/"):
-            folder = name
-        elif name:
-            yield ("", name) if not line.startswith(" ") else (folder, name)
-
-
-def test_the_tree_names_every_file_and_no_other():
-    named = {folder + name for folder, name in tree() if name.endswith(".py")}
-    for folder in ("data", "pipeline", "trainer", "retrieval"):
-        there = {f"{folder}/{p.name}" for p in (ROOT / folder).glob("*.py") if p.name != "__init__.py"}
-        assert {name for name in named if name.startswith(folder + "/")} == there
-    assert "cli.py" in named
-
-
-def test_the_order_of_the_tree_is_the_order_of_import():
-    from test_layers import ORDER
-
-    for folder, order in ORDER.items():
-        assert [name.removesuffix(".py") for at, name in tree() if at == f"{folder}/"] == order
-
-
 @pytest.mark.parametrize("line", sorted(set(re.findall(r"^qf [a-z].*$", README, re.M))))
 def test_every_command_line_exists(line):
     for part in line.split("#")[0].split("&&"):

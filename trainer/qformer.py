@@ -115,7 +115,7 @@ class _Texts:
 
 
 @dataclass(frozen=True)
-class _Looks:
+class _ImageRouting:
     """Which image the queries of each pair look at.
 
     The queries of all pairs of an image attend together, to keys and values that exist once. That takes the number of pairs of each
@@ -126,7 +126,7 @@ class _Looks:
     place: Tensor | None = None  # (N,): where in (B P,) each pair is
 
     @classmethod
-    def of(cls, image_rows: Tensor, images: int) -> "_Looks":
+    def of(cls, image_rows: Tensor, images: int) -> "_ImageRouting":
         if image_rows.device.type != "cpu":
             return cls(image_rows)
         counts = image_rows.bincount(minlength=images)  # (B,)
@@ -284,7 +284,7 @@ class _Layer(nn.Module):
         masks: Sequence[Tensor | None],
         past: KeyValue | None,
         cross: KeyValue | None,
-        looks: _Looks | None,
+        looks: _ImageRouting | None,
         keep: int | None,
     ) -> tuple[Tensor, KeyValue]:
         """`hidden` (S, D) as `layout` says; a mask a group; `past`: further keys and values for each sequence; `cross`: the images'.
@@ -339,7 +339,7 @@ class _Layer(nn.Module):
         return self.attention.output(layout.join(contexts), hidden), (projected[0][1], projected[0][2])
 
     def _cross_attention(
-        self, crossattention: _Attention, seen: Tensor, cross: KeyValue, looks: _Looks | None
+        self, crossattention: _Attention, seen: Tensor, cross: KeyValue, looks: _ImageRouting | None
     ) -> Tensor:
         """Queries (N, Q, D) look at their images -> (N Q, D)."""
         p = crossattention.dropout if self.training else 0.0
@@ -454,7 +454,7 @@ class QFormer(nn.Module):
     @classmethod
     def from_pretrained(cls, path: object, **sizes: float) -> "QFormer":
         """A run, BLIP-2 weights of LAVIS (.safetensors, .pth) or Hugging Face, or a BERT; see `pretrained.load_qformer`."""
-        from .pretrained import load_qformer
+        from .weights.read import load_qformer
 
         return load_qformer(path, **sizes)
 
@@ -465,7 +465,7 @@ class QFormer(nn.Module):
         masks: Sequence[Tensor | None],
         past: list[KeyValue] | None = None,
         cross: list[KeyValue | None] | None = None,
-        looks: _Looks | None = None,
+        looks: _ImageRouting | None = None,
         keep: int | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
         """All layers over `hidden` (S, D), which comes before the embedding LayerNorm.
@@ -526,7 +526,7 @@ class QFormer(nn.Module):
         hidden = torch.cat([queries, self.embeddings(texts.input_ids)])
         seen = [F.pad(mask, (count, 0), value=True) for mask in texts.attention_mask]  # (n, Q + l)
         masks = [mask[:, None, None, :] for mask in seen]
-        looks = _Looks.of(image_rows[texts.order], len(image.output))
+        looks = _ImageRouting.of(image_rows[texts.order], len(image.output))
         output, _ = self._run(hidden, layout, masks, cross=image.cross, looks=looks, keep=count)
         logits: Tensor = self.itm_head(output).float().unflatten(0, (-1, count)).mean(1)
         return logits[texts.back]

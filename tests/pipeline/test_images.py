@@ -16,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile, ImageOps
+from qf.pipeline.encoders.preprocessing import Preprocessing
 from qf.pipeline.errors import EncoderError
-from qf.pipeline.images import MAX_BYTES, MAX_PIXELS, Preprocessing, UnreadableImage, load_image, thumbnail
+from qf.pipeline.images import MAX_BYTES, MAX_PIXELS, UnreadableImage, load_image, thumbnail
 
 ODD = Path(__file__).resolve().parents[3] / "shared" / "data" / "odd-images"
 

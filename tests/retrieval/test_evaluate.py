@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from qf.pipeline.codecs import decode
+from qf.pipeline.encoders.text import TextModel
 from qf.pipeline.errors import QfError
-from qf.pipeline.features import Features
-from qf.pipeline.text_tower import TextTower
+from qf.pipeline.features.codecs import decode
+from qf.pipeline.features.reader import Features
+from qf.retrieval.encode.qformer import open_run
 from qf.retrieval.evaluate import evaluate_retrieval
-from qf.retrieval.runs import open_run
 
 from conftest import run_extract  # isort: skip
 
@@ -31,13 +31,13 @@ def test_every_scorer_against_a_plain_count(trained, run):
         found = [all(score(own, t) > score(i, t) for i in range(len(rows)) if i != own) for own, t in texts]
         return round(100 * sum(found) / len(texts), 2)
 
-    pooled, tower = features.pooled[rows], TextTower(features.encoder, CPU)
+    pooled, tower = features.pooled[rows], TextModel(features.encoder, CPU)
     vectors = dict(zip({t for _, t in texts}, tower.encode(list({t for _, t in texts})), strict=True))
     assert result["clip"]["text_to_image_R@1"] == r_at_1(lambda i, t: float(pooled[i] @ vectors[t]))
 
     model, tokens = run.embedder.model, run.embedder.tokens
     with torch.no_grad():
-        images = [model.encode_image(decode(features.encoded(rows[i : i + 1]))) for i in range(len(rows))]
+        images = [model.encode_image(decode(features.read(rows[i : i + 1]))) for i in range(len(rows))]
         encoded = {t: tokens([t], 32) for _, t in texts}
         itc = {
             (i, t): float((images[i].features[0] @ model.encode_text(*encoded[t]).features[0]).max())

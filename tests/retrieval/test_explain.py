@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from qf.pipeline.encoders.picture import Picture, encode_picture
 from qf.pipeline.errors import EncoderError, QfError
-from qf.pipeline.features import Features
+from qf.pipeline.features.reader import Features
 from qf.retrieval import heatmaps
-from qf.retrieval.explain import Grid, explain, grad_cam, looks_of, patch_grid, watched
+from qf.retrieval.encode.qformer import open_run
+from qf.retrieval.explain import Grid, cached_picture, explain, grad_cam, looks_of, patch_grid, watched
 from qf.retrieval.heatmaps import draw_explanation
-from qf.retrieval.pictures import Picture, cached_picture, encode_picture
-from qf.retrieval.runs import open_run
 from qf.trainer import qformer
 from qf.trainer.config import QFormerConfig
-from qf.trainer.embed import Embedder
 from qf.trainer.qformer import QFormer
+from qf.trainer.stage1.embedder import Embedder
 from qf.trainer.tokens import Tokens
 
 from conftest import draw  # isort: skip

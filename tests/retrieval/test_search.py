@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qf.retrieval.index import flat
-from qf.retrieval.search import Hits, best_distinct, nearest_images, reorder
+from qf.retrieval.index.store import flat
+from qf.retrieval.search import Ranking, best_distinct, nearest_images, reorder
 
 
 def naive(vectors, queries, k):
@@ -70,7 +70,7 @@ def test_images_like_an_image_compare_query_by_query():
 
 def test_reordering_adds_matching_to_the_first_score():
     hits, order = reorder(
-        Hits(np.array([4, 2, 9]), np.array([0.9, 0.8, 0.7], np.float32)), np.array([0.0, 3.0, 3.1], np.float32)
+        Ranking(np.array([4, 2, 9]), np.array([0.9, 0.8, 0.7], np.float32)), np.array([0.0, 3.0, 3.1], np.float32)
     )
     assert hits.items.tolist() == [2, 9, 4]
     assert order.tolist() == [1, 2, 0]

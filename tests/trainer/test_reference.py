@@ -1,21 +1,20 @@
-"""The model and the losses against values that the original BLIP-2 code computed (see shared/reference/README.md)."""
+"""The model and the losses against values that the original BLIP-2 code computed (tests/golden/README.md)."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from qf.trainer.batches import Batch, Part
+from qf.trainer.loader.batches import Batch, Part
 from qf.trainer.objectives import LOSSES, itc_loss, similarities, stage1_losses
 from qf.trainer.qformer import QFormer
-from qf.trainer.step import Moment, Stage1, backward
-from qf.trainer.weights import LAVIS
+from qf.trainer.stage1.step import Stage1, StepPlan, backward
+from qf.trainer.weights.names import LAVIS
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "reference" / "stage1-golden.safetensors"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_file(), reason="the reference values are not here")
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "stage1-golden.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +115,13 @@ def test_losses_and_gradients_of_a_step_in_parts(
 ):
     model.gradient_checkpointing = gradient_checkpointing
     monkeypatch.setattr(
-        "qf.trainer.step.hard_negatives", lambda *_: (inputs["negative_image"], inputs["negative_text"])
+        "qf.trainer.stage1.step.hard_negatives", lambda *_: (inputs["negative_image"], inputs["negative_text"])
     )
     rows = torch.arange(6)
     texts = inputs["input_ids"], inputs["attention_mask"], rows, rows, rows
     cuts = [slice(start, min(6, start + part_size)) for start in range(0, 6, part_size)]
     batch = Batch({"tokens": inputs["image_embeds"]}, *texts, [6], [Part(cut, cut, cut, cut) for cut in cuts])
-    losses = backward(Stage1(model), batch, Moment(0))
+    losses = backward(Stage1(model), batch, StepPlan(0))
     for name in LOSSES:
         assert_close(losses[name], outputs[name], atol=2e-5, rtol=0)
     check_gradients(model, golden)

@@ -1,0 +1,1 @@
+"""A caption dataset, in any of the layouts people have, to records."""

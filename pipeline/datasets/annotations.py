@@ -1,0 +1,125 @@
+"""Caption annotations of research datasets: COCO captions JSON, Karpathy's split JSON, Flickr8k and Flickr30k tokens.
+
+Each is read whole: memory is about ten times a JSON file's size, five times that of a token file."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from ..errors import DatasetError
+from .records import ReadOptions, Record, image_folder, split_of, splits_in_names, texts
+from .rows import json_document, text_lines
+from .sources import ImageFile
+from .tables import read_rows
+
+
+def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, Iterator[Record]]:
+    """Kind, what was found, and the records of JSON documents: COCO captions (one or several files), a Karpathy split, or
+    an array of objects, which is a table. DatasetError if one is none of these."""
+    documents = [json_document(path) for path in paths]
+    first = documents[0]
+    if len(paths) == 1 and isinstance(first, list):
+        found, records = read_rows(paths[0], iter(first), options)
+        return "json", found, records
+    for path, document in zip(paths, documents, strict=True):
+        if not isinstance(document, dict) or not _objects(document.get("images")):
+            raise DatasetError(
+                f"{path} is no caption JSON that qf knows: COCO captions, a Karpathy split, or an array of objects"
+            )
+    if len(paths) == 1 and any("sentences" in image for image in first["images"]):
+        return "karpathy", *_karpathy(first["images"], paths[0], options)
+    return "coco", *_coco(documents, paths, options)
+
+
+def _objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(part, dict) for part in value)
+
+
+def _coco(
+    documents: Sequence[dict[str, Any]], paths: Sequence[Path], options: ReadOptions
+) -> tuple[str, Iterator[Record]]:
+    """`images` have an `id` and a `file_name`, `annotations` an `image_id` and a `caption`."""
+    entries: list[tuple[str, list[str], str | None, Path]] = []  # name, captions, split, folder
+    orphans = 0
+    for document, path, split in zip(documents, paths, splits_in_names([path.name for path in paths]), strict=True):
+        annotations = document.get("annotations")
+        if not _objects(annotations) or not any("caption" in annotation for annotation in annotations):
+            raise DatasetError(f"{path} holds no captions; name COCO's captions_*.json, not its boxes or key points")
+        captions: dict[str, list[str]] = {str(image.get("id")): [] for image in document["images"]}
+        for annotation in annotations:
+            if (belongs := captions.get(str(annotation.get("image_id")))) is None:
+                orphans += 1
+            else:
+                belongs += texts(annotation.get("caption"))
+        names = [str(image.get("file_name") or "") for image in document["images"]]
+        words = path.stem.split("_")  # captions_val2017 may be the captions of val2017/
+        folder = _folder(path, ["_".join(words[at:]) for at in range(len(words))], names, options)
+        entries += [
+            (name, captions[str(image.get("id"))], split, folder)
+            for name, image in zip(names, document["images"], strict=True)
+        ]
+    found = f"COCO captions: {len(entries):,} images, {sum(len(entry[1]) for entry in entries):,} captions; images in "
+    found += ", ".join(dict.fromkeys(str(folder) for *_, folder in entries))
+    if orphans:
+        found += f"; {orphans:,} captions of images that it does not list are left out"
+    return found, (_record(number, *entry, options) for number, entry in enumerate(entries))
+
+
+def _karpathy(images: Sequence[dict[str, Any]], path: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
+    """`images` have a `filename`, perhaps a `filepath` (its folder), `sentences` with `raw` texts, and a `split`."""
+    names = ["/".join(str(image[part]) for part in ("filepath", "filename") if image.get(part)) for image in images]
+    captions = [texts(image.get("sentences")) for image in images]
+    folder = _folder(path, [], names, options)
+    found = f"Karpathy split: {len(names):,} images, {sum(map(len, captions)):,} captions; images in {folder}"
+    splits = [None if image.get("split") is None else str(image["split"]) for image in images]
+    entries = zip(names, captions, splits, repeat(folder))
+    return found, (_record(number, *entry, options) for number, entry in enumerate(entries))
+
+
+def _folder(path: Path, parts: Sequence[str], names: Sequence[str], options: ReadOptions) -> Path:
+    """Where the images are: --images, the file's folder or a usual folder in it. Beside `annotations/` too, as COCO is
+    unpacked: `annotations/captions_val2017.json` and `val2017/`. `parts` are more usual folders."""
+    if options.images:
+        return next((options.images / part for part in parts if (options.images / part).is_dir()), options.images)
+    tops = [path.parent, path.parent.parent] if path.parent.name == "annotations" else [path.parent]
+    more = [top / part for top in tops for part in (*parts, "images")]
+    return image_folder(path.parent, names[:100], [*more, *tops])
+
+
+def _record(
+    number: int, name: str, captions: list[str], split: str | None, folder: Path, options: ReadOptions
+) -> Record:
+    name = name.strip()
+    if not name:
+        return Record(f"image {number}", "", None, (), "train", f"image {number} has no file name")
+    problem = "" if captions else "no caption"
+    return Record(name, name, ImageFile(str(folder), name), tuple(captions), split_of(name, split, options), problem)
+
+
+def read_flickr_tokens(path: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
+    """`NAME.jpg#0<TAB>caption` a line; the official split lists beside the file are used where they are."""
+    splits: dict[str, str] = {}
+    for name, split in (("train", "train"), ("dev", "val"), ("test", "test")):
+        for file in sorted(path.parent.glob(f"*.{name}Images.txt")):
+            splits.update({line.strip(): split for line in text_lines(file) if line.strip()})
+
+    def records() -> Iterator[Record]:
+        captions: dict[str, list[str]] = {}
+        for number, line in enumerate(text_lines(path), start=1):
+            if line.strip():
+                name, tab, caption = line.partition("\t")
+                if not tab or "#" not in name:
+                    raise DatasetError(
+                        f"{path}, line {number}: expected NAME.jpg#0, a tab and a caption, as Flickr8k.token.txt has"
+                    )
+                captions.setdefault(name.rsplit("#", 1)[0].strip(), []).extend(texts(caption))
+        folder = _folder(path, [], list(captions)[:100], options)
+        for number, (name, found) in enumerate(captions.items()):
+            record = _record(number, name, found, splits.get(name) if splits else None, folder, options)
+            if splits and name not in splits and not record.problem:
+                record = replace(record, problem="in none of the split lists")
+            yield record
+
+    return "NAME#n<TAB>caption lines" + (", official splits" if splits else ""), records()

@@ -1,0 +1,201 @@
+"""The records of a dataset, ten million as well as ten: kept as Arrow in an unnamed temporary file, mapped into memory.
+
+While records stream in, what extraction needs to know of them all is counted: splits, captions, their checksum. Memory:
+a batch of records, and 8 bytes a record while keys are compared; the file (in TMPDIR, gone with the process) takes
+about what the texts take, and 100 bytes a record.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import overload
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from ..errors import DatasetError
+from ..formatting import encodable
+from .records import Record
+from .sources import ImageFile, ParquetCell, Source, TarSlice
+from .spool import spool
+
+BATCH = 4096  # records in a batch of the file, the last one excepted
+SPLIT_NAMES = ("train", "val", "test")
+COLUMNS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("split", pa.int8()),
+        ("problem", pa.string()),
+        ("place", pa.int32()),  # folder, tar or Parquet column; -1: nowhere
+        ("name", pa.string()),  # null: the same as image
+        ("start", pa.int64()),
+        ("extent", pa.int64()),
+    ]
+)
+Place = tuple[type, str, str]
+
+
+class Catalogue(Sequence[Record]):
+    """Records in their order, counted and checked: DatasetError if two have one key.
+
+    `sha256` is that of the JSON list of `[key, image, captions, split]`; `splits` and `captions` count, split by split,
+    the records without a problem and their captions. Where these all are of `train`, `draw` gives every key its split."""
+
+    def __init__(self, records: Iterable[Record], draw: Callable[[str], str] | None = None) -> None:
+        self._places: dict[Place, int] = {}
+        self._draw: Callable[[str], str] | None = None
+        tally = _Tally()
+        hashes: list[np.ndarray] = []  # of keys, a uint64 each
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            every = iter(records)
+            while rows := list(islice(every, BATCH)):
+                try:
+                    batch = self._batch(rows)
+                except UnicodeEncodeError:
+                    rows = [_encodable(row) for row in rows]
+                    batch = self._batch(rows)
+                hashes.append(pl.Series(batch["key"]).hash().to_numpy())
+                tally.add(rows)
+                yield batch
+
+        self._reader = spool(COLUMNS, batches())
+        self._length = tally.length
+        self._places_by_number = list(self._places)
+        self._check_unique(hashes)
+        if draw and tally.splits["train"] == sum(tally.splits.values()):
+            self._draw, tally = draw, _Tally()
+            for start in range(0, len(self), BATCH):
+                tally.add(self[start : start + BATCH])
+        self.splits, self.captions, self.first_problem = tally.splits, tally.captions, tally.first_problem
+        self.sha256 = tally.sha256
+
+    def _batch(self, rows: list[Record]) -> pa.RecordBatch:
+        packed = [_pack(row) for row in rows]
+        columns = [
+            [row.key for row in rows],
+            [row.image for row in rows],
+            [row.captions for row in rows],
+            [SPLIT_NAMES.index(row.split) for row in rows],
+            [row.problem for row in rows],
+            [-1 if place is None else self._places.setdefault(place, len(self._places)) for place, _, _, _ in packed],
+            [name for _, name, _, _ in packed],
+            [start for _, _, start, _ in packed],
+            [extent for _, _, _, extent in packed],
+        ]
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, COLUMNS, strict=True)]
+        return pa.record_batch(arrays, schema=COLUMNS)
+
+    def _check_unique(self, hashes: list[np.ndarray]) -> None:
+        """Keys whose hashes meet are compared themselves."""
+        ordered = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
+        meeting = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if not len(meeting):
+            return
+        seen: Counter[str] = Counter()
+        for number, values in enumerate(hashes):
+            rows = np.flatnonzero(np.isin(values, meeting))
+            if len(rows):
+                seen.update(self._reader.get_batch(number)["key"].take(pa.array(rows)).to_pylist())
+            if seen and seen.most_common(1)[0][1] > 1:
+                key = seen.most_common(1)[0][0]
+                raise DatasetError(f"two images have the key {key!r}; keys must be unique (--key-column names others)")
+
+    @property
+    def drawn(self) -> bool:
+        """Whether `draw` gave the splits."""
+        return self._draw is not None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._range(0, self._length)
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Record]: ...
+    def __getitem__(self, at: int | slice) -> Record | list[Record]:
+        """One record, or those of a slice as a list: take slices as long as you want to hold."""
+        if isinstance(at, slice):
+            start, stop, step = at.indices(self._length)
+            return list(self._range(start, stop)) if step == 1 else [self[i] for i in range(start, stop, step)]
+        if not -self._length <= at < self._length:
+            raise IndexError(at)
+        return next(self._range(at % self._length, at % self._length + 1))
+
+    def _range(self, start: int, stop: int) -> Iterator[Record]:
+        while start < stop:
+            number, first = divmod(start, BATCH)
+            batch = self._reader.get_batch(number).slice(first, min(BATCH - first, stop - start))
+            columns = [column.to_pylist() for column in batch.columns]
+            for key, image, captions, split, problem, place, name, offset, extent in zip(*columns, strict=True):
+                source = None
+                if place >= 0:
+                    source = _unpack(self._places_by_number[place], image if name is None else name, offset, extent)
+                named = SPLIT_NAMES[split] if self._draw is None else self._draw(key)
+                yield Record(key, image, source, tuple(captions), named, problem)
+            start += len(batch)
+
+
+class _Tally:
+    """What extraction needs to know of all records; they come in their order."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.splits = dict.fromkeys(SPLIT_NAMES, 0)
+        self.captions = dict.fromkeys(SPLIT_NAMES, 0)
+        self.first_problem = ""
+        self._digest = hashlib.sha256(b"[")
+
+    def add(self, rows: list[Record]) -> None:
+        listed = json.dumps([(r.key, r.image, r.captions, r.split) for r in rows])
+        self._digest.update((b", " if self.length else b"") + listed[1:-1].encode())
+        self.length += len(rows)
+        for row in rows:
+            if row.problem:
+                self.first_problem = self.first_problem or f"{row.image or row.key}: {row.problem}"
+            else:
+                self.splits[row.split] += 1
+                self.captions[row.split] += len(row.captions)
+
+    @property
+    def sha256(self) -> str:
+        whole = self._digest.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
+
+
+def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
+    source = record.source
+    if isinstance(source, ImageFile):
+        return (ImageFile, source.folder, ""), None if source.name == record.image else source.name, 0, 0
+    if isinstance(source, TarSlice):
+        return (TarSlice, source.tar, ""), None, source.offset, source.size
+    if isinstance(source, ParquetCell):
+        return (ParquetCell, source.file, source.column), None, source.group, source.row
+    return None, None, 0, 0
+
+
+def _unpack(place: Place, name: str, start: int, extent: int) -> Source:
+    kind, path, column = place
+    if kind is ImageFile:
+        return ImageFile(path, name)
+    return TarSlice(path, start, extent) if kind is TarSlice else ParquetCell(path, column, start, extent)
+
+
+def _encodable(record: Record) -> Record:
+    """The record with what no UTF-8 can say replaced by question marks; an image so named cannot be found."""
+    key, image, problem, *captions = (
+        encodable(text) for text in (record.key, record.image, record.problem, *record.captions)
+    )
+    source = record.source
+    if image != record.image or (isinstance(source, ImageFile) and source.name != image):
+        source, problem = None, problem or "its name is no valid Unicode"
+    return Record(key, image, source, tuple(captions), record.split, problem)

@@ -1,0 +1,214 @@
+"""The columns of a table: which are used, and how rows of one image become one record.
+
+Whatever the file, its used columns become the same few (`ROWS`), spooled to a temporary file; only a hash of each image's
+name stays in memory, to find the rows of one image. Memory: about 60 bytes a row, and the rows of a batch."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from ..errors import DatasetError
+from ..formatting import encodable
+from .records import CAPTION_NAMES, SPLITS, ReadOptions, Record, image_folder, split_in_path, split_of, texts
+from .sources import ImageFile, ParquetCell, Source
+from .spool import spool
+
+IMAGE_COLUMNS = (
+    "image", "image_path", "file_name", "filename", "filepath", "file_path", "path", "file", "img", "image_name",
+    "image_file", "image_filename", "img_path", "photo", "picture", "jpg", "jpeg", "png", "webp", "url", "image_url",
+)  # fmt: skip
+SPLIT_COLUMNS = ("split", "subset")
+KEY_COLUMNS = ("key",)
+ROWS = pa.schema(
+    [
+        ("image", pa.string()),  # the image's name; null: none
+        ("captions", pa.list_(pa.string())),
+        ("split", pa.string()),
+        ("key", pa.string()),
+        ("file", pa.int32()),  # which of the table's files holds the picture; null: none
+        ("group", pa.int32()),  # row group in it
+        ("at", pa.int64()),  # row in the row group
+    ]
+)
+BATCH = 4096  # images made records at once
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that are used, by their names."""
+
+    image: str
+    captions: tuple[str, ...]
+    split: str | None
+    key: str | None
+
+    @classmethod
+    def choose(cls, names: Sequence[str], options: ReadOptions, path: Path) -> "Columns":
+        """As the options say, or the first of the usual names that is there, whatever its case. Several captions an
+        image may stand in numbered columns (`caption_0`, `caption_1` …)."""
+        image = _pick(names, options.image_column, IMAGE_COLUMNS, "--image-column", path)
+        caption = _pick(names, options.caption_column, CAPTION_NAMES, "--caption-column", path)
+        captions = (caption,) if caption is not None else tuple(filter(_NUMBERED, names))
+        for what, found in (("image", image is not None), ("caption", bool(captions))):
+            if not found:
+                raise DatasetError(f"{path} has no {what} column (it has {_list(names)}); name it with --{what}-column")
+        assert image is not None
+        split = _pick(names, options.split_column, SPLIT_COLUMNS, "--split-column", path)
+        return cls(image, captions, split, _pick(names, options.key_column, KEY_COLUMNS, "--key-column", path))
+
+    @property
+    def used(self) -> list[str]:
+        """All of them, once."""
+        every = (self.image, *self.captions, self.split, self.key)
+        return list(dict.fromkeys(name for name in every if name is not None))
+
+    def __str__(self) -> str:
+        captions = "caption column " if len(self.captions) == 1 else "caption columns "
+        split = f"split column {self.split!r}" if self.split is not None else "no split column"
+        key = f", key column {self.key!r}" if self.key is not None else ""
+        return f"image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}, {split}{key}"
+
+    def batch(self, rows: Sequence[dict[str, Any]], path: Path, **more: Sequence[Any]) -> pa.RecordBatch:
+        """Rows as objects -> the columns of ROWS; those that rows do not have in themselves come in `more`."""
+        values: dict[str, Sequence[Any]] = {name: [None] * len(rows) for name in ROWS.names}
+        try:
+            values["image"] = [image_name(row.get(self.image)) for row in rows]
+            values["captions"] = [[text for name in self.captions for text in texts(row.get(name))] for row in rows]
+            if self.split is not None:
+                values["split"] = [_text(row.get(self.split)) for row in rows]
+            if self.key is not None:
+                values["key"] = [_text(row.get(self.key)) for row in rows]
+        except RecursionError as error:
+            raise DatasetError(f"{path}: a caption is nested too deep") from error
+        except AttributeError as error:
+            wrong = next(row for row in rows if not isinstance(row, dict))
+            raise DatasetError(f"{path}: expected rows with named values, found {str(wrong)[:40]!r}") from error
+        return pa.RecordBatch.from_pydict({**values, **more}, schema=ROWS)
+
+
+_NUMBERED = re.compile(r"(caption|sentence|text|comment)[ _-]?\d+", re.IGNORECASE).fullmatch
+
+
+def _pick(names: Sequence[str], wanted: str | None, usual: Iterable[str], option: str, path: Path) -> str | None:
+    if wanted is None:
+        by_name = {name.strip().lower(): name for name in reversed(names)}
+        wanted = next((by_name[name] for name in usual if name in by_name), None)
+    elif wanted not in names:
+        raise DatasetError(f"{path} has no column {wanted!r} (it has {_list(names)}); check {option}")
+    if wanted is not None and list(names).count(wanted) > 1:
+        raise DatasetError(f"{path} has two columns named {wanted!r}; rename one of them")
+    return wanted
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+
+
+def image_name(value: Any) -> str | None:
+    """Of a path, or of a Hugging Face struct that has one; None if it is blank."""
+    return (_text(value.get("path") if isinstance(value, dict) else value) or "").strip() or None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or isinstance(value, bytes) else encodable(str(value))
+
+
+class Rows:
+    """The rows of a table, spooled: batches of the columns ROWS."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        hashes: list[np.ndarray] = [np.empty(0, np.uint64)]
+        lengths: list[int] = []
+
+        def watched() -> Iterator[pa.RecordBatch]:
+            count = 0
+            for batch in batches:
+                unnamed = batch["image"].is_null().to_numpy(zero_copy_only=False)  # rows without an image are no group
+                numbers = np.arange(count, count + len(batch), dtype=np.uint64)
+                hashes.append(np.where(unnamed, numbers, pl.Series(batch["image"]).hash().to_numpy()))
+                lengths.append(len(batch))
+                count += len(batch)
+                yield batch
+
+        self._reader = spool(ROWS, watched())
+        self.names: np.ndarray = np.concatenate(hashes)  # a hash of each row's image name
+        self._starts = np.cumsum([0, *lengths])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: np.ndarray) -> list[tuple[Any, ...]]:
+        """Those rows, as tuples of the columns ROWS."""
+        found: list[tuple[Any, ...]] = [()] * len(rows)
+        batches = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(batches):
+            places = np.flatnonzero(batches == number)
+            part = self._reader.get_batch(number).take(pa.array(rows[places] - self._starts[number]))
+            values = zip(*(column.to_pylist() for column in part.columns), strict=True)
+            for place, row in zip(places, values, strict=True):
+                found[place] = row
+        return found
+
+
+def grouped_records(
+    rows: Rows, paths: Sequence[Path], leaf: str, options: ReadOptions, digests: np.ndarray | None = None
+) -> Iterator[Record]:
+    """A table's rows as records, one an image, in the order of their first rows.
+
+    `paths` are the table's files, `leaf` their column of pictures, `digests` (uint64, 0: none) those of the pictures
+    whose name repeats. Rows that name no image are records with a problem."""
+    first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0]]
+    folder = str(options.images or image_folder(paths[0].parent, first))
+    same = rows.names if digests is None else rows.names ^ digests
+    order = np.argsort(same, kind="stable")
+    begins = np.flatnonzero(np.append(True, same[order][1:] != same[order][:-1])[: len(rows)])
+    ends = np.append(begins[1:], len(rows))
+    sequence = np.argsort(order[begins])  # groups by their first rows
+    for start in range(0, len(sequence), BATCH):
+        groups = [order[begins[g] : ends[g]] for g in sequence[start : start + BATCH]]
+        taken = np.concatenate(groups)
+        numbered = zip(taken.tolist(), rows.take(taken), strict=True)
+        for group in groups:
+            yield from _records([next(numbered) for _ in group], paths, leaf, folder, options, digests)
+
+
+def _records(
+    group: list[tuple[int, tuple[Any, ...]]],
+    paths: Sequence[Path],
+    leaf: str,
+    folder: str,
+    options: ReadOptions,
+    digests: np.ndarray | None,
+) -> Iterator[Record]:
+    """Rows whose hashes are equal: one image, a row without one, or names whose hashes happen to meet."""
+    images: dict[Any, list[tuple[int, tuple[Any, ...]]]] = {}
+    for number, row in group:
+        images.setdefault(number if row[0] is None else row[0], []).append((number, row))
+    for every in images.values():
+        number, (image, _, _, key, file, part, at) = every[0]
+        if image is None:
+            problem = f"row {number + 1} of {paths[0].name} names no image"
+            yield Record(f"row {number + 1}", "", None, (), "train", problem)
+            continue
+        if file is None and image.startswith(("http://", "https://")):
+            raise DatasetError(
+                f"{paths[0]} holds image URLs, which qf does not download; fetch them with img2dataset first"
+            )
+        captions = tuple(text for _, row in every for text in row[1])
+        problem = "" if captions else "no caption"
+        named = (row[2].strip() for _, row in every if row[2] and row[2].strip())
+        splits = sorted({SPLITS.get(name.lower(), name) for name in named})
+        if len(splits) > 1 and not options.redraw_splits:
+            problem = f"its rows are in several splits: {', '.join(splits)}"
+        source: Source = ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
+        key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
+        split = next(iter(splits), None)
+        if split is None and file is None:
+            split = split_in_path(image)
+        yield Record(key, image, source, captions, split_of(key, split, options), problem)

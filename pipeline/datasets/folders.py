@@ -1,0 +1,122 @@
+"""Folders of images: with a `metadata.csv|jsonl|parquet` (the Hugging Face imagefolder convention), also one a split; or
+with a text or JSON beside each image (`a.jpg`, `a.txt`).
+
+Memory: the names in one folder at a time."""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ..formatting import printable
+from .records import IMAGE_SUFFIXES, SPLITS, ReadOptions, Record, split_in_path, split_of, texts
+from .sources import ImageFile
+from .tables import TABLES, read_table
+
+MAX_SIDECAR = 2**20  # bytes
+
+
+def metadata_of(folder: Path) -> list[Path]:
+    """The `metadata.*` in the folder, or those of its `train`, `validation`, `test` folders."""
+    if found := _metadata(folder):
+        return [found]
+    parts = sorted(part for part in folder.iterdir() if part.is_dir() and part.name.lower() in SPLITS)
+    return [table for part in parts if (table := _metadata(part))]
+
+
+def _metadata(folder: Path) -> Path | None:
+    return next((table for suffix in TABLES if (table := folder / f"metadata{suffix}").is_file()), None)
+
+
+def read_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> tuple[str, Iterator[Record]]:
+    """What was found, and the records of `metadata_of(folder)`. A folder is a split."""
+    found, parts = [], []
+    for table in tables:
+        name = str(table.parent.relative_to(folder))
+        columns, records = read_table(table, options, None if name == "." else name)
+        found.append(f"{table.relative_to(folder)}: {columns}")
+        parts.append((name, records))
+    return "; ".join(found), (
+        record if name == "." else _renamed(name, record) for name, records in parts for record in records
+    )
+
+
+def _renamed(folder: str, record: Record) -> Record:
+    """The same record, its names told apart from another split's."""
+    return replace(record, key=f"{folder}/{record.key}", image=f"{folder}/{record.image}")
+
+
+def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[Record]:
+    """A record an image in the folder or below it. Captions are those in the `.json` beside it, or each line of the
+    `.txt`. Folders `train`, `validation`, `test` are splits, where the `.json` names none."""
+    for at, name, names in _images(str(folder), ""):
+        key = printable(name)
+        split = split_in_path(key)
+        source, problem = ImageFile(str(folder), name), ""
+        captions: list[str] = []
+        if names is None:
+            problem = "a link to a folder, which is not followed"
+        elif key != name:
+            problem = "its name is not UTF-8"
+        else:
+            try:
+                captions, named = _captions(at, os.path.splitext(name.rsplit("/", 1)[-1])[0], names, options)
+                split = named or split
+                problem = "" if captions else "no caption"
+            except (OSError, ValueError, RecursionError) as error:
+                problem = f"the text beside it cannot be read: {error}"
+        yield Record(key, key, None if problem else source, tuple(captions), split_of(key, split, options), problem)
+
+
+def _images(folder: str, below: str) -> Iterator[tuple[str, str, set[str] | None]]:
+    """(folder, image relative to the top, names in its folder), in the order of names; None for a linked folder."""
+    with os.scandir(folder) as entries:
+        here = sorted(
+            (entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink() and entry.is_dir())
+            for entry in entries
+            if not entry.name.startswith(".")
+        )
+    names = {name for name, _, _ in here}
+    for name, is_folder, is_link in here:
+        if is_folder:
+            yield from _images(os.path.join(folder, name), f"{below}{name}/")
+        elif is_link:
+            yield folder, below + name, None
+        elif name.rsplit(".", 1)[-1].lower() in IMAGE_SUFFIXES and "." in name:
+            yield folder, below + name, names
+
+
+def _captions(folder: str, stem: str, names: set[str], options: ReadOptions) -> tuple[list[str], str | None]:
+    captions: list[str] = []
+    split = None
+    if f"{stem}.json" in names:
+        captions, split = json_captions(_sidecar(os.path.join(folder, f"{stem}.json")), options)
+    if not captions and f"{stem}.txt" in names:
+        captions = text_captions(_sidecar(os.path.join(folder, f"{stem}.txt")))
+    return captions, split
+
+
+def _sidecar(path: str) -> bytes:
+    """A regular file's bytes; a link is refused, for it may lead anywhere."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        data = file.read(MAX_SIDECAR + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    if len(data) > MAX_SIDECAR:
+        raise OSError(f"{os.path.basename(path)} has more than {MAX_SIDECAR} bytes")
+    return data
+
+
+def json_captions(data: bytes, options: ReadOptions) -> tuple[list[str], str | None]:
+    """The captions in a JSON sidecar and the split that it names: an object's `caption` or another usual name, and `split`, or
+    what --caption-column and --split-column say. ValueError if it is no JSON."""
+    value = json.loads(data)
+    fields = value if isinstance(value, dict) else {}
+    split = fields.get(options.split_column or "split")
+    captions = texts(fields.get(options.caption_column) if options.caption_column else value)
+    return captions, split if isinstance(split, str) else None
+
+
+def text_captions(data: bytes) -> list[str]:
+    """The captions in a text sidecar, one a line. UnicodeDecodeError, which is a ValueError, if it is not UTF-8."""
+    return texts(data.decode("utf-8-sig").splitlines())

@@ -1,0 +1,109 @@
+"""A record is one image with its captions; what every reader of datasets has in common."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import DatasetError
+from ..formatting import encodable
+from .sources import Source
+
+SPLITS = {
+    "train": "train", "training": "train", "restval": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+IMAGE_SUFFIXES = frozenset((
+    "avif", "bmp", "gif", "heic", "j2k", "jfif", "jp2", "jpeg", "jpg", "jpx", "jxl", "pbm", "pgm", "png", "pnm", "ppm",
+    "svg", "tga", "tif", "tiff", "webp",
+))  # fmt: skip
+IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
+CAPTION_NAMES = (
+    "caption", "captions", "text", "texts", "sentence", "sentences", "description", "descriptions", "comment", "title",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image with its captions. `problem` says why it cannot be used, if the dataset itself already tells."""
+
+    key: str
+    image: str  # as the dataset names it
+    source: Source | None  # None only with a problem
+    captions: tuple[str, ...]
+    split: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the dataset cannot tell by itself. Fractions are of all records, drawn by a hash of the key."""
+
+    images: Path | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    split_column: str | None = None
+    key_column: str | None = None
+    val_fraction: float = 0.05
+    test_fraction: float = 0.0
+    redraw_splits: bool = False  # whatever splits the data names
+
+
+def split_of(key: str, named: str | None, options: ReadOptions) -> str:
+    """The split that the data names, or one drawn by a hash of the key: the same for ever, whatever else is there."""
+    if named and named.strip() and not options.redraw_splits:
+        if named.strip().lower() not in SPLITS:
+            raise DatasetError(f"split {named!r} of {key} is not train, val or test; choose another --split-column")
+        return SPLITS[named.strip().lower()]
+    draw = int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) / 2**64
+    if draw < options.test_fraction:
+        return "test"
+    return "val" if draw < options.test_fraction + options.val_fraction else "train"
+
+
+def split_in_path(name: str) -> str | None:
+    """The split that the first folder of a relative path names, as in `train/a.jpg`."""
+    first, *more = PurePosixPath(name).parts or ("",)
+    return SPLITS.get(first.lower()) if more else None
+
+
+def splits_in_names(names: Sequence[str]) -> list[str | None]:
+    """The split that each name tells, as in `train-00000-of-00002.parquet`, `captions_val2017.json`, `test/00001.tar`.
+
+    Where a name tells none, there are None for all."""
+    found = [{SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLITS} for name in names]
+    if any(len(splits) != 1 for splits in found):
+        return [None] * len(names)
+    return [splits.pop() for splits in found]
+
+
+def texts(value: Any) -> list[str]:
+    """The captions in a value: a text, a list of texts, or of objects that hold one; empty ones do not count."""
+    if isinstance(value, str):
+        return [encodable(text)] if (text := value.strip()) else []
+    if isinstance(value, list | tuple):
+        return [text for part in value for text in texts(part)]
+    if isinstance(value, dict):
+        return texts(next((found for name in ("raw", *CAPTION_NAMES) if (found := value.get(name)) is not None), None))
+    return [] if value is None or value != value else texts(str(value))  # NaN is what pandas writes for none
+
+
+def image_folder(folder: Path, names: Iterable[str], more: Sequence[Path] = ()) -> Path:
+    """Where relative image paths start if --images does not say: `folder`, or a usual folder of images in it or one of
+    `more`, whichever holds the first of `names` that any holds."""
+    candidates = [folder, *(folder / name for name in IMAGE_FOLDERS), *more]
+    for name in names:
+        for candidate in candidates:
+            if _is_file(candidate, name):
+                return candidate
+    return folder
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    try:
+        return bool(name) and (folder / name).is_file()
+    except (OSError, ValueError):  # too long, or not even a name
+        return False

@@ -1,0 +1,183 @@
+"""Where an image's bytes are: a small value, so that ten million of them fit a catalogue and reading starts anywhere.
+
+ImageFile       a file in the folder that was named, or below it
+TarSlice        a regular member of an uncompressed tar
+ParquetCell     a cell of a Parquet file, as Hugging Face `{bytes, path}` structs are
+
+`load` gives what `images.load_image` takes, `fetch` does the part of it that must go in order. Whatever fails on the way is
+an UnreadableImage, so a reject.
+"""
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..images import MAX_BYTES, PASSING, UnreadableImage
+
+CELLS = 64  # of a Parquet column, read at once
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """`name` relative to `folder`, or absolute inside it. Links are followed, but never out of the folder."""
+
+    folder: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TarSlice:
+    """`size` bytes from byte `offset` of the file `tar`."""
+
+    tar: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetCell:
+    """Row `row` of row group `group` of a column of bytes, or of structs that have a field `bytes`."""
+
+    file: str
+    column: str  # as in the file's leaves: `image.bytes`, or `jpg`
+    group: int
+    row: int
+
+
+Source = ImageFile | TarSlice | ParquetCell
+Fetched = Source | Path | bytes | UnreadableImage | None
+
+
+def fetch(source: Source | None) -> Fetched:
+    """What `load` takes in any thread, at any time. Cells of Parquet files are read here, or fail: their pages can only be
+    read forwards, so that one thread must ask for them in their order."""
+    if not isinstance(source, ParquetCell):
+        return source
+    try:
+        return load(source)
+    except UnreadableImage as error:
+        return error
+
+
+def load(source: Fetched) -> Path | bytes:
+    """The image's file, or its bytes. UnreadableImage with the reason if they cannot be had.
+
+    Holds, for all threads together, CELLS images of one Parquet file, which stays open. Cells are read in any order, but
+    going back in a row group reads it from its first row."""
+    try:
+        match source:
+            case ImageFile(folder, name):
+                return _inside(folder, name)
+            case TarSlice(tar, offset, size):
+                return _slice(tar, offset, size)
+            case ParquetCell():
+                return _CELLS.read(source)
+            case Path() | bytes():
+                return source
+            case UnreadableImage():
+                raise source
+            case None:
+                raise UnreadableImage("no image")
+    except FileNotFoundError as error:
+        raise UnreadableImage("no such file") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if getattr(error, "errno", None) in PASSING:
+            raise
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise UnreadableImage(f"cannot be read: {reason}") from error
+
+
+def _inside(folder: str, name: str) -> Path:
+    """The file after all links, checked at the moment of use: what a dataset links to may change."""
+    path = os.path.realpath(os.path.join(folder, name))
+    if not os.path.join(path, "").startswith(_root(folder)):
+        raise UnreadableImage(f"it lies outside {folder}, in {os.path.dirname(path)}; give --images DIR that holds it")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise UnreadableImage("no regular file")
+    return Path(path)
+
+
+@lru_cache
+def _root(folder: str) -> str:
+    return os.path.join(os.path.realpath(folder), "")
+
+
+def _slice(tar: str, offset: int, size: int) -> bytes:
+    if size > MAX_BYTES:
+        raise UnreadableImage(f"{size} bytes, the limit is {MAX_BYTES}")
+    with open(tar, "rb", buffering=0) as file:
+        data = os.pread(file.fileno(), size, offset)
+    if len(data) != size:
+        raise UnreadableImage(f"{os.path.basename(tar)} has been cut short or changed since it was listed")
+    return data
+
+
+def open_parquet(file: str | Path) -> pq.ParquetFile:
+    """Its pages are read as they are needed, row groups of any size in little memory."""
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+
+
+def column_cells(file: pq.ParquetFile, column: str, group: int) -> Iterator[pa.Array]:
+    """The bytes in a row group's column, CELLS rows at a time; null where there are none."""
+    for batch in file.iter_batches(CELLS, row_groups=[group], columns=[column], use_threads=False):
+        cells = batch.column(0)
+        while pa.types.is_struct(cells.type):  # {"bytes": ...}
+            (cells,) = cells.flatten()
+        yield cells
+
+
+class _Column:
+    """A column of a Parquet file and the place where it is being read."""
+
+    def __init__(self, file: str, column: str) -> None:
+        self._file, self._column = open_parquet(file), column
+        self._group, self._start = -1, 0
+        self._cells: pa.Array = pa.nulls(0)  # those from row `_start` on
+        self._rest: Iterator[pa.Array] = iter(())
+        self._error: Exception | None = None
+
+    def cell(self, group: int, row: int) -> bytes:
+        if group != self._group or row < self._start:
+            self._group, self._start, self._error = group, 0, None
+            self._cells, self._rest = pa.nulls(0), column_cells(self._file, self._column, group)
+        while row >= self._start + len(self._cells):
+            if self._error:  # whatever comes after damage in a row group is lost
+                raise self._error.with_traceback(None)
+            try:
+                cells = next(self._rest)
+            except Exception as error:
+                self._error = error
+                raise
+            self._start, self._cells = self._start + len(self._cells), cells
+        return self._cells[row - self._start].as_py() or b""
+
+
+class _Cells:
+    """The column that is being read, for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: tuple[object, ...] = ()
+
+    def read(self, cell: ParquetCell) -> bytes:
+        with self._lock:
+            now = os.stat(cell.file)  # it may have been written anew since it was opened
+            key = (cell.file, cell.column, now.st_ino, now.st_size, now.st_mtime_ns)
+            if key != self._key:
+                self._key = ()
+                self._open = _Column(cell.file, cell.column)
+                self._key = key
+            try:
+                return self._open.cell(cell.group, cell.row)
+            except (StopIteration, IndexError):  # no such row; no such group or column
+                raise UnreadableImage(f"{os.path.basename(cell.file)} has changed since it was listed") from None
+
+
+_CELLS = _Cells()

@@ -1,0 +1,51 @@
+"""Tables to records: CSV, TSV, JSON lines, JSON arrays of objects, Parquet; told apart by what is in the file."""
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import DatasetError
+from .columns import Columns, Rows, grouped_records
+from .parquet import read_parquet
+from .records import ReadOptions, Record
+from .rows import csv_rows, json_lines
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+CHUNK = 8192  # rows that are Python objects at one time
+
+
+def read_table(path: Path, options: ReadOptions, split: str | None = None) -> tuple[str, Iterator[Record]]:
+    """What was found, and the records; `split` is theirs where no column tells one."""
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if start.startswith(b"PAR1") or path.suffix.lower() == ".parquet":
+        return read_parquet([path], options, split)
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        return read_rows(path, json_lines(path), options, split)
+    rows = csv_rows(path)
+    return read_rows(path, rows, options, split, next(rows))
+
+
+def read_rows(
+    path: Path, rows: Iterator[Any], options: ReadOptions, split: str | None = None, header: list[str] | None = None
+) -> tuple[str, Iterator[Record]]:
+    """What was found, and the records of a table whose rows are objects; without a header their names are its columns."""
+    first = list(islice(rows, 1000))
+    if not first:
+        raise DatasetError(f"{path} holds no records; a dataset needs at least one image with a caption")
+    names = header or list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row))
+    columns = Columns.choose(names, options, path)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        every = chain(first, rows)
+        while chunk := list(islice(every, CHUNK)):
+            more = {} if columns.split is not None else {"split": [split] * len(chunk)}
+            yield columns.batch(chunk, path, **more)
+
+    def records() -> Iterator[Record]:
+        yield from grouped_records(Rows(batches()), [path], "", options)
+
+    return str(columns), records()

@@ -1,0 +1,132 @@
+"""Which encoder is this: where it lies, what its files say, and whether it is still the one that made some features."""
+
+import hashlib
+import json
+import mmap
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..artifacts import sha256_file
+from ..errors import EncoderError
+from .preprocessing import Preprocessing
+
+BUILTIN = Path(__file__).resolve().parents[2] / "data" / "clip"
+DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
+MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data")
+
+
+class FrozenEncoder(Protocol):
+    """What extraction needs of an encoder."""
+
+    preprocessing: Preprocessing
+    device: torch.device
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two encoders' features interchangeable: id, sha256, layer, precision, tokens T, width W, joint width
+        P or None, preprocessing."""
+        ...
+
+    def encode(self, pixels: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, H, W) uint8 -> tokens (B, T, W) float32, and pooled (B, P) float32, L2-normalised, or None: on the device,
+        without waiting for it. Several threads may encode at once."""
+        ...
+
+
+def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
+    """The local folder of an encoder: `builtin`, a folder, or a Hugging Face id (downloaded or from the local cache), of
+    which `files` are wanted."""
+    if name == "builtin":
+        return BUILTIN
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise EncoderError(
+            f"encoder {name}: no such folder; give builtin, a folder, or a Hugging Face id such as {DEFAULT_ENCODER}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        # no folders of variants
+        return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"]))
+    except Exception as error:  # the hub's client raises many kinds; all mean that the model is not here
+        raise EncoderError(
+            f"encoder {name} cannot be fetched from Hugging Face ({type(error).__name__}); check the id and the "
+            "network, or use --encoder builtin or a local folder"
+        ) from error
+
+
+def model_type(folder: Path) -> str | None:
+    """What config.json says the model is."""
+    kind: str | None = read_config(folder / "config.json").get("model_type")
+    return kind
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder. EncoderError if it is not there or not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EncoderError(f"{path.parent} is no encoder: {path.name} cannot be read ({reason})") from error
+    if not isinstance(value, dict):
+        raise EncoderError(f"{path.parent} is no encoder: {path.name} is not a JSON object")
+    return value
+
+
+def read_processor(folder: Path) -> dict[str, Any]:
+    """What the model's image processor does, from where transformers saves it: nested in processor_config.json since
+    version 5, preprocessor_config.json before."""
+    nested = folder / "processor_config.json"
+    config = read_config(nested).get("image_processor") if nested.is_file() else None
+    return config or read_config(folder / "preprocessor_config.json")
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of a model's weight file; of several, the hash of their hashes in order of name. An ONNX model counts with the
+    files of its external weights."""
+    onnx = folder / "model.onnx"
+    files = sorted([onnx, *_external_weights(onnx)] if onnx.is_file() else folder.glob("*.safetensors"))
+    if not files:
+        raise EncoderError(f"{folder} holds no model.safetensors and no model.onnx")
+    if len(files) == 1:
+        return sha256_file(files[0])
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+
+
+def _external_weights(model: Path) -> set[Path]:
+    """The files beside an ONNX model that hold tensors of it: what its entries `location` name (onnx.proto, external_data)."""
+    found = set()
+    with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for entry in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", data):  # key, then value with its length
+            name = data[entry.end() : entry.end() + entry[1][0]]
+            if b"\0" not in name and (model.parent / os.fsdecode(name)).is_file():
+                found.add(model.parent / os.fsdecode(name))
+    return found
+
+
+def describe(encoder: Any, layer: int, precision: str) -> dict[str, Any]:
+    """The identity of an encoder that has been loaded, as `FrozenEncoder.identity` gives it."""
+    return {
+        "id": encoder.name,
+        "sha256": encoder.sha256,
+        "layer": layer,
+        "precision": precision,
+        "tokens": encoder.tokens,
+        "width": encoder.width,
+        "joint": encoder.joint,
+        "preprocessing": asdict(encoder.preprocessing),
+    }
+
+
+def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return mean, std

@@ -1,0 +1,42 @@
+"""A picture as a frozen encoder sees it: encoded now."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import EncoderError, QfError
+from ..images import UnreadableImage, load_image
+from .load import load_encoder
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What an encoder sees of a picture, and what it makes of it."""
+
+    name: str
+    pixels: np.ndarray  # (3, height, width) uint8
+    tokens: Tensor  # (1, T, W)
+    pooled: Tensor | None  # (1, P)
+
+
+def encode_picture(file: Path, identity: dict[str, Any], device: torch.device) -> Picture:
+    """The picture in `file` through the encoder of that identity, in float32. QfError if it cannot be read, EncoderError if
+    the encoder is no longer the same."""
+    try:
+        image = load_image(file)
+    except UnreadableImage as error:
+        raise QfError(f"{file}: {error}; give another picture") from error
+    encoder = load_encoder(identity["id"], device, torch.float32, identity["layer"])
+    now = json.loads(json.dumps(encoder.identity))  # as a manifest has it
+    if (now["sha256"], now["preprocessing"]) != (identity["sha256"], identity["preprocessing"]):
+        raise EncoderError(
+            f"encoder {identity['id']} is no longer the one that made the features, or prepares pictures otherwise; restore it, or "
+            "extract again with --overwrite"
+        )
+    pixels = encoder.preprocessing(image)
+    return Picture(str(file), pixels, *encoder.encode(pixels[None]))

@@ -1,0 +1,81 @@
+"""The text side of an encoder with a joint space: what its zero-shot scores compare `pooled` with."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..errors import EncoderError, first_line
+from .identity import encoder_folder, model_type, weights_sha256
+from .transformers import load_model
+
+
+class TextModelKind(NamedTuple):
+    """How transformers names a kind of text model, and how its processor feeds it."""
+
+    model: str
+    joint: str  # the output with the joint embedding
+    masked: bool  # padded to the longest text and masked; or, as SigLIP learnt it, to the full length and seen
+
+
+TEXT_MODELS = {  # by the model_type of config.json; folders of a vision model alone have none
+    "clip": TextModelKind("CLIPTextModelWithProjection", "text_embeds", masked=True),
+    "metaclip_2": TextModelKind("MetaClip2TextModelWithProjection", "text_embeds", masked=True),
+    "siglip": TextModelKind("SiglipTextModel", "pooler_output", masked=False),
+}
+
+
+def has_text_model(identity: dict[str, Any]) -> bool:
+    """Whether texts can be compared with the encoder's `pooled`. `identity` is the encoder's, from a features manifest."""
+    if identity["joint"] is None:
+        return False
+    folder = encoder_folder(identity["id"])
+    return not (folder / "model.onnx").is_file() and model_type(folder) in TEXT_MODELS
+
+
+class TextModel:
+    """Texts to unit vectors beside `pooled`."""
+
+    def __init__(self, identity: dict[str, Any], device: torch.device) -> None:
+        """`identity` is the encoder's, from a features manifest. EncoderError if the weights are other ones, or have no text tower."""
+        from transformers import AutoTokenizer
+
+        name = identity["id"]
+        if not has_text_model(identity):
+            raise EncoderError(f"encoder {name} has no text tower; train a model first: qf train")
+        folder = encoder_folder(name)
+        if weights_sha256(folder) != identity["sha256"]:
+            raise EncoderError(
+                f"encoder {name} is no longer the one that made the features; extract again with --overwrite"
+            )
+        self.kind, self.device, self.width = TEXT_MODELS[str(model_type(folder))], device, identity["joint"]
+        model, missing = load_model(self.kind.model, folder)
+        if missing:
+            raise EncoderError(f"encoder {name} lacks {len(missing)} weights of its text tower, such as {min(missing)}")
+        self.model = model.to(device)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # missing files, broken files and missing packages all raise their own kinds
+            raise EncoderError(
+                f"the tokenizer of encoder {name} cannot be loaded: {first_line(error)} (SigLIP's needs: pip install sentencepiece)"
+            ) from error
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
+        """(M,) texts -> (M, P) float32, L2-normalised; longer texts are cut at the tower's limit."""
+        limit = self.model.config.max_position_embeddings
+        padding = "longest" if self.kind.masked else "max_length"
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            batch = self.tokenizer(
+                list(texts[start : start + batch_size]),
+                padding=padding,
+                truncation=True,
+                max_length=limit,
+                return_tensors="pt",
+            ).to(self.device)
+            mask = batch["attention_mask"] if self.kind.masked else None
+            out = getattr(self.model(input_ids=batch["input_ids"], attention_mask=mask), self.kind.joint)
+            parts.append(torch.nn.functional.normalize(out, dim=-1).cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)

@@ -1,0 +1,170 @@
+"""What a features folder says of itself while it is filled: the plan, a note beside each finished shard, and the rejects.
+
+A note holds a shard's checksum and rejects and is written after it, so that the same command, run again after whatever stopped
+it, goes on at the first shard that has none (img2dataset's idea: resume is which records exist). The manifest comes last and
+replaces plan and notes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..artifacts import (
+    MANIFEST,
+    atomic_file,
+    difference,
+    has_manifest,
+    json_bytes,
+    read_json,
+    read_manifest,
+    without,
+    write_json,
+    write_manifest,
+)
+from ..datasets.catalogue import Catalogue
+from ..errors import ArtifactError, DatasetError
+
+PLAN = "plan.json"
+REJECTS = "rejects.jsonl"
+# what the manifest takes over from the plan
+PLANNED = ("encoder", "codec", "format", "views", "augmentation", "source", "shard_size")
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A record that could not be used, and why."""
+
+    key: str
+    image: str
+    reason: str
+
+
+class Ledger:
+    """The books of a features folder. `plan` is JSON: PLANNED, with `records` and `path` in its `source`."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any], suffix: str) -> None:
+        self.folder, self.plan = folder, json.loads(json.dumps(plan))  # as it will be read back
+        count = -(-plan["source"]["records"] // plan["shard_size"])
+        self.shards = [folder / f"shard-{number:05d}{suffix}" for number in range(count)]
+
+    def state(self, overwrite: bool) -> Literal["finished", "resumable", "fresh"]:
+        """What is there. ArtifactError if it is something else and may not be replaced. Changes nothing.
+
+        An unfinished folder without a finished shard holds nothing that could be mixed up, so it counts as fresh."""
+        finished = has_manifest(self.folder)
+        if finished and overwrite:
+            return "fresh"
+        if not finished and not (self.folder / PLAN).is_file():
+            return "fresh"
+        old = self.manifest() if finished else read_json(self.folder / PLAN)
+        changed = _changed(old, self.plan)
+        if not changed:
+            return "finished" if finished else "resumable"
+        if not finished and (overwrite or not any(self.folder.glob("shard-*.json"))):
+            return "fresh"
+        raise ArtifactError(
+            f"{self.folder} holds features made otherwise: {changed}; choose another --workspace, or replace them with "
+            "--overwrite"
+        )
+
+    def begin(self) -> None:
+        """Clear the folder and write the plan. The manifest goes first, then the notes, so that whatever stops this, no shard is
+        taken for another plan's."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for path in [*self.folder.glob("shard-*.json"), *self.folder.glob("shard-*"), self.folder / REJECTS]:
+            path.unlink(missing_ok=True)
+        write_json(self.folder / PLAN, self.plan)
+
+    def manifest(self) -> dict[str, Any]:
+        """That of the finished features."""
+        return read_manifest(self.folder, "features")
+
+    def noted(self, number: int) -> list[Reject] | None:
+        """The rejects of a shard that is complete, or None."""
+        shard = self.shards[number]
+        note = shard.with_suffix(".json")
+        if not (note.is_file() and shard.is_file()):
+            return None
+        said = read_json(note)
+        return [Reject(**reject) for reject in said["rejects"]] if shard.stat().st_size == said["bytes"] else None
+
+    def note(self, number: int, records: int, size: int, sha256: str, rejects: Sequence[Reject]) -> None:
+        """Declare a shard complete."""
+        shard = self.shards[number]
+        said = {"file": shard.name, "records": records, "bytes": size, "sha256": sha256}
+        write_json(shard.with_suffix(".json"), {**said, "rejects": [vars(reject) for reject in rejects]})
+
+    def too_many(self, allowed: float) -> DatasetError:
+        """The error to raise. Shards with rejects lose their notes, so that they are done again once the cause is mended."""
+        rejects = self._gather_rejects()
+        for number, shard in enumerate(self.shards):
+            if self.noted(number):
+                shard.with_suffix(".json").unlink()
+        first = rejects[0]
+        return DatasetError(
+            f"{len(rejects)} of {self.plan['source']['records']} records were rejected, more than --max-rejects {allowed:g} "
+            f"allows; the first: {first.image or first.key}: {first.reason}; all are in {self.folder / REJECTS} (is --images right?)"
+        )
+
+    def _gather_rejects(self) -> list[Reject]:
+        """Those of all noted shards, also written to rejects.jsonl."""
+        rejects = [reject for number in range(len(self.shards)) for reject in self.noted(number) or ()]
+        with atomic_file(self.folder / REJECTS) as file:
+            file.writelines(json_bytes(vars(reject)) + b"\n" for reject in rejects)
+        return rejects
+
+    def close(self, records: Catalogue) -> dict[str, Any]:
+        """Gather the notes into rejects and manifest, and take them away; the manifest."""
+        notes = [shard.with_suffix(".json") for shard in self.shards]
+        shards = [{k: v for k, v in read_json(note).items() if k != "rejects"} for note in notes]
+        rejects = self._gather_rejects()
+        rejected = {reject.key for reject in rejects}
+        splits, captions = dict(records.splits), dict(records.captions)
+        for record in records if rejected else ():
+            if record.key in rejected and not record.problem:  # those with a problem are not counted there
+                splits[record.split] -= 1
+                captions[record.split] -= len(record.captions)
+        content = {
+            **{key: self.plan[key] for key in PLANNED},
+            "records": sum(splits.values()),
+            "captions": sum(captions.values()),
+            "splits": splits,
+            "rejected": len(rejects),
+            "shards": [shard for shard in shards if shard["records"]],
+        }
+        write_manifest(self.folder, "features", content)
+        self.sweep()
+        return self.manifest()
+
+    def sweep(self) -> None:
+        """Of finished features, take away plan, notes, and shards of which every record was rejected."""
+        kept = {shard["file"] for shard in self.manifest()["shards"]}
+        for shard in self.shards:
+            shard.with_suffix(".json").unlink(missing_ok=True)
+            if shard.name not in kept:
+                shard.unlink(missing_ok=True)
+        (self.folder / PLAN).unlink(missing_ok=True)
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first difference that matters between two plans, in words, or None."""
+    if old["encoder"]["sha256"] != new["encoder"]["sha256"]:
+        ids = (old["encoder"]["id"], new["encoder"]["id"])
+        return f"encoder was {ids[0]} and is now {ids[1]}" + (" with other weights" if ids[0] == ids[1] else "")
+    changed = difference(_comparable(old), _comparable(new))
+    if changed and changed.startswith("source."):
+        paths = (old["source"]["path"], new["source"]["path"])
+        if paths[0] == paths[1]:
+            return f"{paths[0]} gives other records: it has changed, or the options that say how to read it have ({changed})"
+        return f"source was {paths[0]} and is now {paths[1]}"
+    return changed
+
+
+def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal for shards to be mixed: not where encoder and dataset lie."""
+    return {
+        **{key: plan[key] for key in PLANNED},
+        "encoder": without(plan["encoder"], "id"),
+        "source": without(plan["source"], "path"),
+    }

@@ -1,0 +1,175 @@
+"""Records to blocks of features: pictures are decoded ahead in threads while the encoder works, in order.
+
+Decoding and encoding run side by side. On a GPU two lanes share the device, each on a stream of its own, so that one computes while
+the other copies. On a CPU each lane computes a batch of its own on a core of its own: no lane waits for the slowest part of an
+operation, as one batch on all cores does when decoding takes some of them.
+
+Threads, because Pillow and PyTorch let go of Python's lock while they work. Memory: at most `workers` + lanes + 4 batches of
+pictures as the encoder takes them, and one original a worker; what lies in Parquet files is read in order by a thread of its own:
+the originals of `workers` + 4 batches."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datasets.records import Record
+from ..datasets.sources import Fetched, fetch, load
+from ..device import EncoderStreams
+from ..encoders.identity import FrozenEncoder
+from ..encoders.views import View, draw_view
+from ..features.arrow_shards import VIEW, Block
+from ..features.codecs import check, encode, largest
+from ..images import UnreadableImage, load_image, thumbnail
+from ..prefetch import map_ahead
+from .ledger import Reject
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the content of a shard, besides records and encoder."""
+
+    codec: str = "float16"
+    views: int = 0  # augmented views of each training image
+    flip: bool = True  # whether views may be mirrored
+    seed: int = 0  # of the views
+    batch_size: int = 64  # pictures encoded at once
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Successive records of one shard, encoded together."""
+
+    shard: int
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a piece: the rows of the readable ones, and the rejects."""
+
+    piece: Piece
+    block: Block
+    rejects: Sequence[Reject]
+    seconds: float = 0.0  # spent encoding
+
+
+@dataclass(frozen=True)
+class _Opened:
+    piece: Piece
+    sources: deque[Fetched]  # of its records; taken out one by one
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    piece: Piece
+    rows: dict[str, list[Any]]
+    pixels: np.ndarray  # (rows, then the views of all rows, 3, H, W) uint8
+    rejects: list[Reject]
+
+
+class Stream:
+    """An encoder with threads around it: `workers` that decode, one a core if 0. Use as a context manager."""
+
+    def __init__(self, encoder: FrozenEncoder, settings: Settings, workers: int) -> None:
+        self.encoder, self.settings = encoder, settings
+        self.lanes = EncoderStreams(encoder.device)
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self.seconds = 0.0  # that lanes spent encoding, all together
+        self._began = time.perf_counter()
+        self._sources = ThreadPoolExecutor(1)
+        self._pictures = ThreadPoolExecutor(self.workers)
+        self._batches = ThreadPoolExecutor(self.lanes.count, initializer=self.lanes.enter)
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sources.shutdown(cancel_futures=True)
+        self._pictures.shutdown(cancel_futures=True)
+        self._batches.shutdown(cancel_futures=True)
+        self.lanes.leave()
+
+    @property
+    def piece_size(self) -> int:
+        """How many records make a piece: their pictures fill a batch."""
+        return max(1, self.settings.batch_size // (1 + self.settings.views))
+
+    @property
+    def waited(self) -> float:
+        """The share of their time that lanes had nothing to encode."""
+        return max(0.0, 1 - self.seconds / self.lanes.count / (time.perf_counter() - self._began))
+
+    def encoded(self, pieces: Iterable[Piece]) -> Iterator[Encoded]:
+        """The pieces in their order. EncoderError if features cannot be stored in the codec."""
+        fetched = map_ahead(self._sources, _fetch, pieces, 2)
+        decoded = map_ahead(self._pictures, self._decode, fetched, self.workers + 2)
+        for part in map_ahead(self._batches, self._encode, decoded, self.lanes.count + 2):
+            self.seconds += part.seconds
+            yield part
+
+    def _decode(self, opened: _Opened) -> _Decoded:
+        rows: dict[str, list[Any]] = {
+            name: [] for name in ("key", "split", "image", "captions", "thumbnail", "width", "height", "views")
+        }
+        pixels: list[np.ndarray] = []
+        more: list[np.ndarray] = []
+        rejects: list[Reject] = []
+        for record in opened.piece.records:
+            try:
+                image = load_image(load(opened.sources.popleft()))
+            except UnreadableImage as error:
+                rejects.append(Reject(record.key, record.image, str(error)))
+                continue
+            preprocessing, views = self.encoder.preprocessing, self._views(record, image.width, image.height)
+            pixels.append(preprocessing(image))
+            more += [preprocessing.view(image, view) for view in views]
+            values = (
+                record.key, record.split, record.image, list(record.captions), thumbnail(image), image.width, image.height,
+                [asdict(view) for view in views],
+            )  # fmt: skip
+            for column, value in zip(rows.values(), values, strict=True):
+                column.append(value)
+        return _Decoded(opened.piece, rows, np.stack(pixels + more) if pixels else np.empty(0), rejects)
+
+    def _views(self, record: Record, width: int, height: int) -> list[View]:
+        """Those of a training image; others are seen as they are."""
+        how = self.settings
+        count = how.views if record.split == "train" else 0
+        aspect = self.encoder.preprocessing.aspect(width, height)
+        return [draw_view(how.seed, record.key, n, width, height, how.flip, aspect) for n in range(1, count + 1)]
+
+    def _encode(self, decoded: _Decoded) -> Encoded:
+        rows: dict[str, Any] = decoded.rows
+        keys = rows["key"]
+        if not keys:
+            return Encoded(decoded.piece, rows, decoded.rejects)
+        began = time.perf_counter()
+        parts: dict[str, list[Tensor]] = {}
+        for start in range(0, len(decoded.pixels), self.settings.batch_size):
+            tokens, pooled = self.encoder.encode(decoded.pixels[start : start + self.settings.batch_size])
+            columns = encode(self.settings.codec, tokens) | {"largest": largest(tokens)}
+            if pooled is not None:
+                columns["pooled"] = pooled
+            for name, values in columns.items():
+                parts.setdefault(name, []).append(values)
+        arrays = {name: self.lanes.fetch(torch.cat(values)) for name, values in parts.items()}
+        self.lanes.wait()
+        seconds = time.perf_counter() - began
+        owners = keys + [key for key, views in zip(keys, rows["views"], strict=True) for _ in views]
+        check(self.settings.codec, arrays.pop("largest"), owners)
+        count = len(keys)
+        block = rows | {name: values[:count].numpy() for name, values in arrays.items()}
+        block |= {VIEW + name: values[count:].numpy() for name, values in arrays.items() if name != "pooled"}
+        return Encoded(decoded.piece, block, decoded.rejects, seconds)
+
+
+def _fetch(piece: Piece) -> _Opened:
+    return _Opened(piece, deque(UnreadableImage(r.problem) if r.problem else fetch(r.source) for r in piece.records))

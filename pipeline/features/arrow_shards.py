@@ -1,0 +1,116 @@
+"""A shard as an uncompressed Arrow IPC file, which plain pyarrow memory-maps.
+
+Every column of token features (codecs.py) is an `arrow.fixed_shape_tensor`. Augmented views of a record, where there are some,
+lie in lists beside it: `views` says how each was cut out, `view_tokens` and the like hold what the encoder made of it."""
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..artifacts import Sink
+from ..errors import ArtifactError
+from .codecs import Columns
+
+# Rows in columns: a list, or an array (n, *shape). `views` holds a list of dicts a row; the columns `view_*` are arrays
+# (views of all rows, *shape), in the order of the rows.
+Block = Mapping[str, Any]
+
+VIEW = "view_"  # what the column of a codec is called for views
+VIEWS = pa.list_(
+    pa.struct(
+        [
+            *((name, pa.int32()) for name in ("left", "top", "right", "bottom")),  # pixels of the upright original
+            ("flip", pa.bool_()),
+        ]
+    )
+)
+
+
+def schema(encoded: Columns, joint: int | None, views: bool) -> pa.Schema:
+    """The columns of a shard: `encoded` are the codec's, `joint` is the width of `pooled`, if there is one."""
+    tensors = {name: pa.fixed_shape_tensor(_arrow_type(dtype), shape) for name, (dtype, shape) in encoded.items()}
+    fields = [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image", pa.string()),
+        pa.field("captions", pa.list_(pa.string())),
+        *(pa.field(name, tensor) for name, tensor in tensors.items()),
+        *([pa.field("pooled", pa.fixed_shape_tensor(pa.float32(), [joint]))] if joint else []),
+        pa.field("thumbnail", pa.binary()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+    ]
+    if views:
+        fields += [pa.field("views", VIEWS), *(pa.field(VIEW + name, pa.list_(t)) for name, t in tensors.items())]
+    return pa.schema(fields)
+
+
+def _arrow_type(dtype: Any) -> pa.DataType:
+    return pa.from_numpy_dtype(np.dtype(str(dtype).removeprefix("torch.")))
+
+
+def write_arrow_shard(file: Sink, schema: pa.Schema, blocks: Iterable[Block]) -> int:
+    """Write one shard, a record batch a block; returns the number of records."""
+    count = 0
+    with pa.ipc.new_file(file, schema) as writer:
+        for block in blocks:
+            arrays = [_array(field, block) for field in schema]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            count += len(block["key"])
+    return count
+
+
+def _array(field: pa.Field, block: Block) -> pa.Array:
+    values = block[field.name]
+    if isinstance(field.type, pa.FixedShapeTensorType):
+        return _tensors(values, field.type)
+    if field.name.startswith(VIEW):
+        ends = np.cumsum([0, *map(len, block["views"])], dtype=np.int32)
+        return pa.ListArray.from_arrays(pa.array(ends), _tensors(values, field.type.value_type), type=field.type)
+    return pa.array(values, field.type)
+
+
+def _tensors(values: np.ndarray, type_: pa.FixedShapeTensorType) -> pa.ExtensionArray:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1), type_.value_type)
+    storage = pa.FixedSizeListArray.from_arrays(flat, type=type_.storage_type)
+    return pa.ExtensionArray.from_storage(type_, storage)
+
+
+class ArrowShard:
+    """A shard, memory-mapped: `table`, and where in `memory` (bytes of the file,) uint8 the values of each row begin.
+
+    `offsets`: column -> (n,) int64; of the column VIEW + name where the first of a row's views does."""
+
+    def __init__(self, path: Path, encoded: Columns) -> None:
+        """ArtifactError if it is no Arrow file, or a compressed one."""
+        try:
+            with pa.memory_map(str(path)) as source:
+                mapped = source.read_buffer()
+            self.table = pa.ipc.open_file(mapped).read_all()
+            self.table.validate()
+            self.memory = np.frombuffer(mapped, np.uint8)
+            names = [name for name in [*encoded, "pooled"] if name in self.table.column_names]
+            names += [VIEW + name for name in encoded if VIEW + name in self.table.column_names]
+            self.offsets = {name: self._rows(self.table.column(name)) for name in names}
+        except Exception as error:  # what a damaged schema makes pyarrow raise is of many kinds
+            raise ArtifactError(f"{path} is damaged; extract again with --overwrite") from error
+        if any((rows < 0).any() for rows in self.offsets.values()):
+            raise ArtifactError(f"{path} is compressed and cannot be memory-mapped; extract again with --overwrite")
+
+    def _rows(self, column: pa.ChunkedArray) -> np.ndarray:
+        """(n,): where in the file the values of each row begin; -1 if they are not in it."""
+        nested = isinstance(column.type, pa.ListType)  # views
+        tensor = column.type.value_type if nested else column.type
+        size = tensor.value_type.byte_width * prod(tensor.shape)
+        parts = [np.empty(0, np.int64)]
+        for chunk in column.chunks:  # one a record batch
+            values = (chunk.values if nested else chunk).storage.flatten().to_numpy()
+            start = values.ctypes.data - self.memory.ctypes.data if len(values) else 0
+            numbers = chunk.offsets.to_numpy()[:-1] if nested else np.arange(len(chunk))
+            inside = 0 <= start <= len(self.memory) - values.nbytes
+            parts.append(start + numbers * np.int64(size) if inside else np.full(len(chunk), -1))
+        return np.concatenate(parts)

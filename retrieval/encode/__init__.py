@@ -1,0 +1,1 @@
+"""Who embeds a query: the Q-Former, or the encoder's own towers."""

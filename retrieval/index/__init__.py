@@ -1,0 +1,1 @@
+"""Vectors to search, and what they stand for."""

@@ -1,0 +1,231 @@
+"""WebDataset tars: read by their headers, equal to what tarfile reads, cut or damaged anywhere."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from qf.pipeline.datasets.read import read
+from qf.pipeline.datasets.sources import load
+from qf.pipeline.errors import DatasetError
+from qf.pipeline.tar_format import BLOCK, DamagedTar, tar_members
+
+
+def write_tar(path, members, form=tarfile.PAX_FORMAT, **attributes):
+    """A tar of (name, bytes) pairs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.pax_headers = attributes
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def sample(key, caption, picture=None):
+    """As img2dataset writes one."""
+    sidecar = json.dumps({"caption": caption, "key": key, "status": "success", "url": "https://x/y"})
+    return [
+        (f"{key}.jpg", picture or b"picture " + key.encode()),
+        (f"{key}.json", sidecar.encode()),
+        (f"{key}.txt", caption.encode()),
+    ]
+
+
+SHARD = [*sample("000000000", "a dog"), *sample("000000001", "two\nlines"), *sample("000000002", "ein Größerer")]
+
+
+def as_img2dataset_writes(folder):
+    for number in range(3):
+        write_tar(folder / f"{number:05d}.tar", SHARD, mtime="1700000000.25")
+        (folder / f"{number:05d}_stats.json").write_text("{}")
+        (folder / f"{number:05d}.parquet").write_bytes(b"PAR1")
+    return folder
+
+
+def test_of_several_pictures_the_plainest_name_wins(tmp_path):
+    extra = {"a.depth.png": b"depth", "a.jpg": b"picture", "a.seg.png": b"mask", "a.png": b"later", "a.txt": b"x"}
+    for order in (list(extra), list(reversed(extra))):
+        (record,) = read(write_tar(tmp_path / "t.tar", [(name, extra[name]) for name in order])).records
+        assert record.image == next(name for name in order if name in ("a.jpg", "a.png"))
+    (record,) = read(write_tar(tmp_path / "t.tar", [("a.rgb.png", b"y"), ("a.txt", b"x")])).records
+    assert load(record.source) == b"y"
+
+
+def test_a_tar_a_folder_and_a_pattern(tmp_path):
+    folder = as_img2dataset_writes(tmp_path / "data")
+    one, all_of_them, two = read(folder / "00001.tar"), read(folder), read(folder / "{00001..00002}.tar")
+    assert [len(dataset.records) for dataset in (one, all_of_them, two)] == [3, 9, 6]
+    assert (all_of_them.kind, all_of_them.found) == ("webdataset", "WebDataset: 3 tars")
+    first, second, third = one.records
+    assert [r.key for r in one.records] == [f"00001/00000000{n}" for n in range(3)]
+    assert (first.image, first.captions, second.captions) == ("000000000.jpg", ("a dog",), ("two\nlines",))
+    assert load(third.source) == b"picture 000000002"
+    # keys do not depend on the rest
+    assert list(all_of_them.records[3:6]) == list(one.records) == list(two.records[:3])
+
+
+def test_splits_in_the_names_of_tars_and_folders(tmp_path):
+    for name in ("train/00000", "train/00001", "val/00000"):
+        write_tar(tmp_path / "a" / f"{name}.tar", SHARD[:3])
+    dataset = read(tmp_path / "a")
+    assert [(r.key, r.split) for r in dataset.records] == [
+        ("train/00000/000000000", "train"), ("train/00001/000000000", "train"), ("val/00000/000000000", "val"),
+    ]  # fmt: skip
+    assert "splits in their names" in dataset.found
+    write_tar(tmp_path / "coco-train-0.tar", SHARD)
+    write_tar(tmp_path / "coco-test-0.tar", SHARD)
+    assert read(tmp_path / "coco-{train,test}-0.tar").records.splits == {"train": 3, "val": 0, "test": 3}
+
+
+def test_a_samples_json_may_name_its_split(tmp_path):
+    def member(key, **fields):
+        return [(f"{key}.jpg", b"x"), (f"{key}.json", json.dumps({"caption": key, **fields}).encode())]
+
+    write_tar(tmp_path / "train.tar", [*member("a", split="test"), *member("b")])
+    write_tar(tmp_path / "val.tar", member("c", split="dev"))
+    assert [record.split for record in read(tmp_path).records] == ["test", "train", "val"]
+
+
+def test_what_a_sample_lacks_is_said(tmp_path):
+    members = [
+        *sample("a", "good"),
+        ("b.jpg", b"x"),
+        ("c.txt", b"text"),
+        ("d.jpg", b"x"), ("d.txt", b"\xff"),
+        ("e.jpg", b"x"), ("e.json", b"{"), ("e.txt", b"so"),
+        ("dir/f.JPG", b"F"), ("dir/f.txt", b"one\ntwo\n"),
+        ("dir/._f.jpg", b"x"),
+        ("g.seg.png", b"G"), ("g.cls", b"3"), ("g.json", b'{"captions": ["p", "q"]}'),
+    ]  # fmt: skip
+    records = {r.key: r for r in read(write_tar(tmp_path / "t.tar", members)).records}
+    problems = {key: r.problem for key, r in records.items()}
+    assert problems.pop("t/d").startswith("its caption cannot be read: 'utf-8'")
+    assert problems.pop("t/e").startswith("its caption cannot be read: Expecting property name")
+    assert problems == {"t/a": "", "t/b": "no caption", "t/c": "no image in the sample", "t/dir/f": "", "t/g": ""}
+    assert (records["t/dir/f"].captions, load(records["t/dir/f"].source)) == (("one", "two"), b"F")
+    assert (records["t/g"].captions, load(records["t/g"].source)) == (("p", "q"), b"G")
+
+
+def test_links_and_devices_are_never_read(tmp_path):
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in SHARD[:3]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for n, kind in enumerate(
+            [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+        ):
+            info = tarfile.TarInfo(f"{n}.jpg")
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+    _, *links = read(path).records
+    assert {r.problem for r in links} == {f"{n}.jpg is a link or device; only regular files are read" for n in range(4)}
+    assert {r.source for r in links} == {None}
+
+
+def test_a_sample_twice_in_a_tar(tmp_path):
+    with pytest.raises(DatasetError, match="two images have the key 't/000000000'"):
+        read(write_tar(tmp_path / "t.tar", SHARD + SHARD))
+
+
+@pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
+def test_compressed_tars(tmp_path, mode):
+    with tarfile.open(tmp_path / "a.tar", f"w:{mode}") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(DatasetError, match=r"a\.tar is compressed; .*run \w+ -d on it first"):
+        read(tmp_path / "a.tar")
+
+
+def test_a_tar_cut_at_any_byte(tmp_path):
+    """Complete samples are used; the cut is one record that says so."""
+    whole = write_tar(tmp_path / "whole.tar", SHARD, mtime="1700000000.25").read_bytes()
+    write_tar(tmp_path / "cut" / "0.tar", SHARD)
+    content = list(read(tmp_path / "whole.tar").records)
+    lengths = {*range(0, len(whole), 97), *range(0, len(whole), BLOCK)}
+    for length in sorted(lengths):
+        (tmp_path / "cut" / "whole.tar").write_bytes(whole[:length])
+        records = list(read(tmp_path / "cut").records)[3:]
+        used = [r for r in records if not r.problem]
+        end = [r for r in records if r.key == "whole#end"]
+        assert [r.key for r in used] == [r.key for r in content][: len(used)]
+        assert [load(r.source) for r in used] == [load(r.source) for r in content][: len(used)]
+        complete = sum(r.source.offset + BLOCK <= length for r in content)
+        assert complete - 1 <= len(used) <= complete  # whether the last one has a caption yet
+        closed = length >= content[-1].source.offset + 10 * BLOCK  # after all its members, and a block of zeros
+        assert len(end) == 1 or closed
+        assert all("cut short" in r.problem or "empty file" in r.problem for r in end)
+
+
+@given(at=st.integers(0, 10 * BLOCK), value=st.binary(min_size=1, max_size=40))
+def test_damage_is_a_reject_or_an_error(tmp_path_factory, at, value):
+    folder = tmp_path_factory.mktemp("tar")
+    data = bytearray(write_tar(folder / "t.tar", SHARD[:6], mtime="1.5").read_bytes())
+    data[at : at + len(value)] = value
+    (folder / "t.tar").write_bytes(data)
+    try:
+        records = list(read(folder / "t.tar").records)
+    except DatasetError:
+        return
+    for record in records:
+        if not record.problem:
+            assert len(load(record.source)) == record.source.size
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0."), min_size=1, max_size=150)
+
+
+@given(
+    st.lists(st.tuples(NAMES, st.text(st.characters(codec="utf-8")), st.binary(max_size=1500)), max_size=6, unique_by=lambda s: s[0]),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+    st.text("abc", max_size=170),
+)  # fmt: skip
+def test_a_tar_comes_back_as_it_was_written(tmp_path_factory, samples, form, folder):
+    """Long names, names beyond ASCII, every size: the members are those that tarfile lists, and so are the captions."""
+    members = [
+        (f"{folder}/{name}{suffix}" if folder else name + suffix, data)
+        for name, caption, picture in samples
+        for suffix, data in ((".png", picture), (".json", json.dumps({"caption": caption}).encode()))
+    ]
+    path = write_tar(tmp_path_factory.mktemp("tar") / "t.tar", members, form)
+    with open(path, "rb") as file:
+        ours = list(tar_members(file.fileno()))
+    with tarfile.open(path) as tar:
+        assert [(m.name, m.offset, m.size) for m in ours] == [(m.name, m.offset_data, m.size) for m in tar]
+    usable = [(caption.strip(), picture) for _, caption, picture in samples if caption.strip()]
+    if not usable:
+        return
+    records = [r for r in read(path).records if not r.problem]
+    assert [(r.captions[0], load(r.source)) for r in records] == usable
+
+
+def test_joined_tars_old_tars_and_large_sizes(tmp_path):
+    first = write_tar(tmp_path / "a.tar", SHARD[:3]).read_bytes()
+    second = write_tar(tmp_path / "b.tar", SHARD[3:], tarfile.USTAR_FORMAT).read_bytes()
+    (tmp_path / "joined.tar").write_bytes(first + second)  # cat a.tar b.tar
+    assert len(read(tmp_path / "joined.tar").records) == 3
+    large = tarfile.TarInfo("x.jpg")
+    large.size = 2**40
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        Path(tmp_path / "large.tar").write_bytes(first[: -tarfile.RECORDSIZE] + large.tobuf(form))
+        with open(tmp_path / "large.tar", "rb") as file, pytest.raises(DamagedTar, match="cut short"):
+            list(tar_members(file.fileno()))
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for suffix in (".jpg", ".txt"):
+            info = tarfile.TarInfo(name + suffix)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    (record,) = read(path).records
+    assert (record.key, record.image, record.problem) == (r"t/caf\xe9", r"caf\xe9.jpg", "")
+    assert load(record.source) == b"x"

@@ -1,0 +1,105 @@
+"""Index files, what they remember, and what they refuse."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from qf.pipeline.artifacts import read_manifest
+from qf.pipeline.errors import ArtifactError
+from qf.pipeline.features.reader import Features
+from qf.retrieval.encode.qformer import check_features, latest_run, open_run
+from qf.retrieval.index.store import COLUMNS, make_index, open_index
+from qf.retrieval.search import Ranking
+from qf.retrieval.searcher import Searcher
+from qf.retrieval.verify import verify
+
+from conftest import run_extract  # isort: skip
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def workspace(trained, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(trained, tmp_path / "work")
+
+
+def test_the_index_holds_every_query_embedding_and_caption(trained):
+    index = open_index(trained / "index")
+    features = Features(trained / "features")
+    run = open_run(trained / "runs" / "stage1", CPU, "float32")
+    images = run.embedder.images(features, features.rows()).numpy()
+    assert np.allclose(index.images.reconstruct_n(0, index.images.ntotal).reshape(images.shape), images, atol=1e-6)
+    texts = run.embedder.texts(index.captions).numpy()
+    assert np.allclose(index.texts.reconstruct_n(0, index.texts.ntotal), texts, atol=1e-6)
+    assert [index.rows.column("captions")[int(row)].as_py()[0] for row in index.text_rows[::2]] == list(
+        index.captions[::2]
+    )
+    manifest = read_manifest(trained / "index", "index")
+    assert (manifest["images"], manifest["vectors"], manifest["texts"]) == (24, 24 * 4, 48)
+
+
+def test_thumbnails_may_weigh_more_than_2_gib():
+    """Three chunks of 900 MB that nobody touches, as features have them, a chunk a shard."""
+
+    def shard(number):
+        offsets = np.array([0, 3, 900_000_000], np.int32)
+        data = np.zeros(900_000_000, np.uint8)
+        data[:3] = number
+        binary = pa.Array.from_buffers(pa.binary(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+        names = [f"{number}a", f"{number}b"]
+        return pa.table([names, ["val"] * 2, names, [["x"], ["y"]], binary], list(COLUMNS))
+
+    table = pa.concat_tables([shard(number) for number in range(3)])
+    features = SimpleNamespace(table=table, captions=table.column("captions").to_pylist(), encoder={})
+    index = make_index(features, np.eye(6, dtype=np.float32), None, {})
+    hits = Searcher(index, features, CPU, None)._answers(Ranking(np.array([4, 0]), np.array([2.0, 1.0])), 2)
+    assert [(hit.key, hit.thumbnail) for hit in hits] == [("2a", b"\2\2\2"), ("0a", b"\0\0\0")]
+
+
+def test_a_moved_workspace_still_opens(workspace):
+    assert len(Searcher.open(workspace / "index", CPU, "float32").index) == 24
+
+
+def test_another_model_is_refused(workspace):
+    manifest = json.loads((workspace / "runs" / "stage1" / "manifest.json").read_text())
+    (workspace / "runs" / "stage1" / "manifest.json").write_text(json.dumps(manifest | {"sha256": "0" * 64}))
+    with pytest.raises(ArtifactError, match="built from another model.*rebuild it with `qf index`"):
+        Searcher.open(workspace / "index", CPU, "float32")
+
+
+def test_other_features_are_refused(workspace, pictures, onnx_folder):
+    shutil.rmtree(workspace / "features")
+    other = run_extract(pictures, onnx_folder, workspace / "features")
+    with pytest.raises(ArtifactError, match=r"trained on features of encoder .* \(sha256 \w{12}\)"):
+        Searcher.open(workspace / "index", CPU, "float32")
+    with pytest.raises(ArtifactError, match=r"trained on features of encoder .* \(sha256"):
+        check_features(open_run(workspace / "runs" / "stage1", CPU, "float32"), other)
+
+
+def test_the_same_pictures_in_another_codec_are_other_features(workspace, pictures, clip_folder):
+    assert not verify(workspace / "index")["problems"]
+    shutil.rmtree(workspace / "features")
+    run_extract(pictures, clip_folder, workspace / "features", codec="float32")
+    with pytest.raises(ArtifactError, match="built from other features"):
+        Searcher.open(workspace / "index", CPU, "float32")
+    assert "built from other features" in verify(workspace / "index")["problems"][0]
+
+
+def test_a_damaged_index_is_refused(workspace):
+    file = workspace / "index" / "images.faiss"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="damaged.*qf index"):
+        open_index(workspace / "index")
+    (workspace / "index" / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match="unfinished.*qf index"):
+        open_index(workspace / "index")
+
+
+def test_the_run_trained_last(workspace):
+    assert latest_run(workspace / "runs") == workspace / "runs" / "stage1"
+    assert latest_run(workspace / "nothing") is None

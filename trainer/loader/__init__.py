@@ -1,0 +1,1 @@
+"""Cached features and captions to batches; a batch is a function of the step."""

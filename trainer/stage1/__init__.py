@@ -1,0 +1,1 @@
+"""Stage 1: the Q-Former alone, with ITC, ITM and ITG."""
