@@ -19,7 +19,7 @@ import typer
 
 from .pipeline.errors import QfError
 from .pipeline.formatting import by_split, counted, duration, size
-from .trainer.config import PRESETS, TrainConfig
+from .trainer.config import PRESETS, Stage1Config
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-DEFAULTS = TrainConfig()
+DEFAULTS = Stage1Config()
 
 Workspace = Annotated[
     Path, typer.Option("--workspace", "-w", envvar="QF_WORKSPACE", help="Folder for everything that qf writes.")
@@ -101,7 +101,7 @@ def demo(
     from .retrieval.demo import Watch, demo
 
     workspace = workspace or Path(os.environ.get("QF_WORKSPACE") or HERE) / "demo"
-    config = TrainConfig(epochs=epochs, seed=seed, precision=precision, batch_size=64, lr=1e-3, contrast_first=0.4)
+    config = Stage1Config(epochs=epochs, seed=seed, precision=precision, batch_size=64, lr=1e-3, contrast_first=0.4)
     with Display(quiet) as display:
         watch = Watch(display.say, display.extracting, display.training)
         summary = demo(workspace, scenes, config, resolve_device(device), precision, watch)
@@ -181,8 +181,8 @@ def extract(
     quiet: Quiet = False,
 ) -> None:
     """Cache a frozen encoder's features of a caption dataset. The same command again resumes what is unfinished."""
+    from .pipeline.config import ReadOptions
     from .pipeline.datasets.read import read
-    from .pipeline.datasets.records import ReadOptions
 
     columns = (image_column, caption_column, split_column, key_column)
     options = ReadOptions(images, *columns, val_fraction, test_fraction, redraw_splits)
@@ -190,15 +190,16 @@ def extract(
         display.say(f"reading {source}")
         dataset = read(Path(source), options)
         display.say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
+        from .pipeline.config import ExtractOptions
         from .pipeline.device import resolve_device, resolve_precision
         from .pipeline.encoders.load import load_encoder
-        from .pipeline.extract.extract import ExtractOptions, estimate, extract
-        from .pipeline.extract.stream import Settings
+        from .pipeline.extract.extract import estimate, extract
 
         on = resolve_device(device)
         frozen = load_encoder(encoder, on, resolve_precision(precision, on), layer)
-        settings = Settings(codec, views, flip, seed, batch_size)
-        how = ExtractOptions(settings, shard_format, shard_size, workers, max_rejects, overwrite)
+        how = ExtractOptions(
+            codec, shard_format, shard_size, views, flip, seed, batch_size, workers, max_rejects, overwrite
+        )
         if dry_run:
             summary = estimate(dataset, frozen, how, workspace / "features")
         else:
@@ -326,7 +327,7 @@ def train(
     if init is not None and Path(init).name == init and (workspace / "runs" / init / "config.json").is_file():
         init = str((workspace / "runs" / init).resolve())
     given = locals()
-    config = TrainConfig(**{f.name: given[f.name] for f in fields(TrainConfig) if f.name in given})
+    config = Stage1Config(**{f.name: given[f.name] for f in fields(Stage1Config) if f.name in given})
     from .trainer.distributed.launch import launch, launched
 
     if nproc > 1 and not launched():

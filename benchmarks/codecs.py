@@ -24,6 +24,7 @@ from qf.pipeline.artifacts import atomic_file, described, has_manifest, write_ma
 from qf.pipeline.extract.ledger import REJECTS
 from qf.pipeline.features.arrow_shards import Block, schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, decode, encode
+from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import ABOUT, Features
 from torch import Tensor
 from torch.nn import functional as F
@@ -118,7 +119,7 @@ def encode_again(features: Features, codec: str, folder: Path) -> None:
         file.write((features.folder / REJECTS).read_bytes())
     manifest = {key: value for key, value in features.manifest.items() if key not in ("kind", "version")}
     changed = {"codec": codec, "format": "arrow", "views": 0, "augmentation": None, "shards": shards}
-    write_manifest(folder, "features", manifest | changed)
+    write_manifest(folder, FEATURES, manifest | changed)
 
 
 def main() -> None:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from qf.pipeline.config import ExtractOptions
 from qf.pipeline.datasets.read import read
 from qf.pipeline.device import autocast, resolve_device, resolve_precision
 from qf.pipeline.encoders.load import load_encoder
 from qf.pipeline.encoders.transformers import TransformersEncoder
-from qf.pipeline.extract.extract import ExtractOptions, extract
-from qf.pipeline.extract.stream import Settings
+from qf.pipeline.extract.extract import extract
 from qf.pipeline.features.codecs import CODECS
 from qf.pipeline.images import load_image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -103,12 +103,13 @@ def main() -> None:
         records = read(source).records
         first = [load_image(folder / "photos" / record.image) for record in records[: arguments.batch_size]]
         pixels = np.stack([encoder.preprocessing(image) for image in first])
-        settings = Settings(codec=arguments.codec, batch_size=arguments.batch_size)
         bare(encoder, pixels, 1.0)  # warm
         turns: list[dict[str, Any]] = []
         for _ in range(arguments.turns):
             alone = bare(encoder, pixels, arguments.seconds)
-            options = ExtractOptions(settings, workers=arguments.workers, overwrite=True)
+            options = ExtractOptions(
+                codec=arguments.codec, batch_size=arguments.batch_size, workers=arguments.workers, overwrite=True
+            )
             summary = extract(read(source), str(source), encoder, folder / "features", options)
             rate = summary["images_per_second"]
             turns.append(

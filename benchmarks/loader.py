@@ -29,6 +29,7 @@ import torch
 from qf.pipeline.artifacts import Sink, write_manifest
 from qf.pipeline.features.arrow_shards import Block, schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, encode
+from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import Features
 from qf.pipeline.features.tar_shards import TarShard, write_tar_shard
 from qf.trainer.loader.batches import Batches
@@ -74,7 +75,7 @@ def make_features(
                 count = write_tar_shard(sink, blocks())
         shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": ""})
     encoder = {"tokens": tokens, "width": width, "joint": None}
-    write_manifest(folder, "features", {"encoder": encoder, "codec": codec, "views": 0, "shards": shards})
+    write_manifest(folder, FEATURES, {"encoder": encoder, "codec": codec, "views": 0, "shards": shards})
     return Features(folder)
 
 

@@ -9,31 +9,30 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from .errors import ArtifactError
 
 MANIFEST = "manifest.json"
+VERSION = 1  # of manifests
 TEMPORARY = ".tmp"
 LOCK = ".lock"
 FILE = {"file": str, "bytes": int, "sha256": str}  # of an artifact, as its manifest lists it
-CONTENT: dict[str, dict[str, type]] = {  # what the manifest of each kind holds at least
-    "features": {
-        **dict.fromkeys(("encoder", "source", "splits"), dict),
-        **dict.fromkeys(("codec", "format"), str),
-        **dict.fromkeys(("views", "records", "captions", "rejected"), int),
-        "shards": list,
-    },
-    "run": {**dict.fromkeys(("model", "train", "encoder", "features", "best"), dict), "sha256": str, "files": list},
-    "index": {
-        **dict.fromkeys(("run", "features"), dict),
-        **dict.fromkeys(("images", "vectors", "texts", "per_image"), int),
-        "files": list,
-    },
-}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of artifact: its name, the command that makes one, and the fields that its manifest holds at least.
+
+    A field of type `list` holds descriptions of files (FILE). Each wing that writes artifacts declares its own kind."""
+
+    name: str
+    command: str
+    fields: Mapping[str, type]
 
 
 @contextmanager
@@ -115,37 +114,36 @@ def is_artifact(folder: Path) -> bool:
         return False
 
 
-def write_manifest(folder: Path, kind: str, content: dict[str, Any]) -> None:
+def write_manifest(folder: Path, kind: Kind, content: dict[str, Any]) -> None:
     """Declare `folder` a finished artifact of `kind`. Call it last."""
-    write_json(folder / MANIFEST, {"kind": kind, "version": 1, **content})
+    write_json(folder / MANIFEST, {"kind": kind.name, "version": VERSION, **content})
 
 
-def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
+def read_manifest(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
     """The manifest of `folder`. ArtifactError if there is none, or if it is not of `kind`; the message names the command
-    that makes one."""
-    cure = {"features": "qf extract SOURCE", "run": "qf train", "index": "qf index"}
+    that makes one. Without `kind` any kind is taken, and its fields are not checked."""
     if folder.is_file():
         raise ArtifactError(f"{folder} is a file, which is no artifact folder; give the folder")
     if not has_manifest(folder):
         state = "is unfinished" if folder.is_dir() and any(folder.iterdir()) else "does not exist or is empty"
-        command = f"; make it with `{cure[kind]}`" if kind else ""
-        raise ArtifactError(f"{kind or 'artifact'} folder {folder} {state} (no {MANIFEST}){command}")
+        command = f"; make it with `{kind.command}`" if kind else ""
+        raise ArtifactError(f"{kind.name if kind else 'artifact'} folder {folder} {state} (no {MANIFEST}){command}")
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    known = isinstance(manifest, dict) and manifest.get("version") == 1 and manifest.get("kind") in CONTENT
-    if known and kind and manifest["kind"] != kind:
-        raise ArtifactError(f"{folder} holds {manifest['kind']}, not {kind}; make that with `{cure[kind]}`")
-    if not known or not _holds(manifest, CONTENT[manifest["kind"]]):
+    known = isinstance(manifest, dict) and manifest.get("version") == VERSION and isinstance(manifest.get("kind"), str)
+    if known and kind and manifest["kind"] != kind.name:
+        raise ArtifactError(f"{folder} holds {manifest['kind']}, not {kind.name}; make that with `{kind.command}`")
+    if not known or (kind and not _holds(manifest, kind.fields)):
         raise ArtifactError(
             f"{folder / MANIFEST} is not a manifest that this version of qf understands; make it again with --overwrite"
         )
     return manifest
 
 
-def _holds(value: Any, content: dict[str, type]) -> bool:
+def _holds(value: Any, fields: Mapping[str, type]) -> bool:
     """Whether it is an object with values of these types; each value of a list being a FILE."""
     return isinstance(value, dict) and all(
         isinstance(value.get(name), kind) and (kind is not list or all(_holds(part, FILE) for part in value[name]))
-        for name, kind in content.items()
+        for name, kind in fields.items()
     )
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from ..data.scenes import write_sample
+from ..pipeline.config import ExtractOptions
 from ..pipeline.datasets.read import read
 from ..pipeline.device import resolve_precision
 from ..pipeline.encoders.load import load_encoder
-from ..pipeline.extract.extract import ExtractOptions, Progress, extract
+from ..pipeline.extract.extract import Progress, extract
 from ..pipeline.features.reader import Features
-from ..trainer.config import TrainConfig
+from ..trainer.config import Stage1Config
 from ..trainer.runs.log import Report
 from ..trainer.stage1.stage import train
 from .encode.qformer import open_run
@@ -37,7 +38,7 @@ class Watch:
 
 
 def demo(
-    workspace: Path, scenes: int, config: TrainConfig, device: torch.device, precision: str, watch: Watch
+    workspace: Path, scenes: int, config: Stage1Config, device: torch.device, precision: str, watch: Watch
 ) -> dict[str, Any]:
     """Draw a sample of `scenes` training scenes and take it all the way: {extract, train, index, eval, search, sheet}.
 

@@ -12,6 +12,7 @@ from ..pipeline.errors import ArtifactError
 from ..pipeline.extract.ledger import REJECTS
 from ..pipeline.features.codecs import decode
 from ..pipeline.features.reader import SPLITS, Features
+from ..trainer.manifest import RUN
 from ..trainer.weights.read import load_qformer
 from .index.store import check_origin, open_index
 
@@ -113,5 +114,5 @@ def _index(folder: Path, manifest: dict[str, Any]) -> list[str]:
     index = open_index(folder)  # compares images, vectors and texts with the manifest
     run, features = ((folder / manifest[name]["path"]).resolve() for name in ("run", "features"))
     if has_manifest(run) and has_manifest(features):
-        check_origin(folder, manifest, read_manifest(run, "run")["sha256"], Features(features))
+        check_origin(folder, manifest, read_manifest(run, RUN)["sha256"], Features(features))
     return _differences(manifest, {"vectors": len(index) * index.per_image, "texts": len(index.captions)})

@@ -157,19 +157,17 @@ def blip2_features(pictures, blip2_folder, tmp_path_factory):
 
 
 def run_extract(csv_file: Path, encoder: Path | str, folder: Path, **options):
-    """Features of a dataset through the library, on the CPU in float32. `options`: those of extraction and its settings, and
+    """Features of a dataset through the library, on the CPU in float32. `options`: those of extraction, and
     `layer`."""
+    from qf.pipeline.config import ExtractOptions
     from qf.pipeline.datasets.read import read
     from qf.pipeline.encoders.load import load_encoder
-    from qf.pipeline.extract.extract import ExtractOptions, extract
-    from qf.pipeline.extract.stream import Settings
+    from qf.pipeline.extract.extract import extract
     from qf.pipeline.features.reader import Features
 
     progress = options.pop("progress", lambda status: None)
-    settings = {name: options.pop(name) for name in vars(Settings()) if name in options}
     frozen = load_encoder(str(encoder), torch.device("cpu"), torch.float32, options.pop("layer", None))
-    how = ExtractOptions(Settings(**settings), **options)
-    extract(read(csv_file), str(csv_file), frozen, folder, how, progress)
+    extract(read(csv_file), str(csv_file), frozen, folder, ExtractOptions(**options), progress)
     return Features(folder)
 
 
@@ -210,11 +208,11 @@ def trained(features):
     from qf.pipeline.features.reader import Features
     from qf.retrieval.encode.qformer import open_run
     from qf.retrieval.index.build import build_index
-    from qf.trainer.config import TrainConfig
+    from qf.trainer.config import Stage1Config
     from qf.trainer.stage1.stage import train
 
     workspace = features.folder.parent
     cpu = torch.device("cpu")
-    train(features, workspace / "runs" / "stage1", TrainConfig(**TINY), cpu)
+    train(features, workspace / "runs" / "stage1", Stage1Config(**TINY), cpu)
     build_index(open_run(workspace / "runs" / "stage1", cpu, "float32"), Features(features.folder), workspace / "index")
     return workspace

@@ -1,6 +1,11 @@
-"""What a Q-Former is and how it is trained, as dataclasses. Standard library only: the command line takes its defaults here."""
+"""What a Q-Former is and how it is trained, as dataclasses. Standard library only: the command line takes its options here."""
 
 from dataclasses import dataclass
+
+from ..pipeline.options import hidden, option
+
+WHAT, HOW_LONG, MEMORY = "What is trained", "How long and how", "Memory and speed"
+START, OUTPUT = "Where training starts", "What is written"
 
 
 @dataclass(frozen=True)
@@ -34,43 +39,93 @@ PRESETS: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train stage 1; saved with the run. Optimiser and schedule are BLIP-2's (Li et al. 2023, section 3.4)."""
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What the training loop of any stage goes by. Optimiser and schedule are BLIP-2's (Li et al. 2023, section 3.4)."""
 
-    preset: str = "tiny"
-    init: str | None = None  # a run, BLIP-2 weights or a BERT to start from; its sizes win over the preset's
-    tokenizer: str | None = None  # a folder or id; that of `init`, or one trained on the captions, unless given
-    losses: str = "itc,itm,itg"
-    epochs: float = 20.0  # 0: no step at all
-    batch_size: int = 128  # images that go through the network at once, over all processes
-    contrastive_batch: int = 0  # images that are contrasted with each other; 0: those of a batch
-    accumulate: int = 1  # contrastive batches to a step of the optimiser
-    shuffle_window: int = 65536  # images that are mixed at once; so many or fewer are shuffled as a whole
-    captions_per_image: int = 0  # captions of each image in a step; 0: all of them
-    matched_captions: int = 1  # of these, how many matching and generation see, which cost five times as much; 0: all
-    # small data, benchmarks/results.md: the contrast alone first, then matching with random negatives that give way to hard ones
-    contrast_first: float = 0.5  # share of the steps that train the contrast alone; BLIP-2: 0
-    easy_negatives: float = 1.0  # share of the others in which matching's negatives go from random to hard; BLIP-2: 0
-    lr: float = 5e-4  # the peak
-    min_lr: float = 1e-5
-    warmup_steps: int = 300  # at most a quarter of all steps
-    weight_decay: float = 0.05  # on matrices only
-    beta1: float = 0.9
-    beta2: float = 0.98
-    grad_clip: float = 1.0
-    dropout: float = 0.1
-    token_dropout: float = 0.0  # share of an image's tokens left out of each step, others each time
-    max_text_length: int = 32  # tokens, [CLS] and [SEP] included
-    vocab_size: int = 8000  # of the WordPiece vocabulary that is trained where no tokenizer is given
-    num_query_tokens: int | None = None  # the preset's unless given
-    log_every: int = 20  # steps
-    validate_every: int = 0  # steps; 0: once an epoch
-    patience: int = 0  # validations with all losses and no better mean R@1, after which training stops; 0: never
-    checkpoint_every: int = 500  # steps
-    keep: int = 2  # checkpoints to go back to
-    max_val_images: int = 1000
-    seed: int = 0
-    precision: str = "auto"
-    gradient_checkpointing: bool = False  # layers computed again for their gradient: less memory, more time
-    compile: bool = False  # the ends of the Q-Former's blocks, by torch.compile
+    epochs: float = option(
+        20.0, "Passes over the training images; 0: keep the weights of --init as they are.", min=0, panel=HOW_LONG
+    )
+    batch_size: int = option(128, "Images through the network at once, over all processes.", min=2, panel=HOW_LONG)
+    accumulate: int = option(1, "Batches whose gradients make one step.", min=1, panel=HOW_LONG)
+    lr: float = option(5e-4, "Peak learning rate.", min=0, panel=HOW_LONG)
+    min_lr: float = hidden(1e-5)
+    warmup_steps: int = option(300, "Steps of warm-up; at most a quarter of all steps.", min=0, panel=HOW_LONG)
+    weight_decay: float = option(0.05, "Weight decay, on matrices only.", min=0, panel=HOW_LONG)
+    beta1: float = hidden(0.9)
+    beta2: float = hidden(0.98)
+    grad_clip: float = hidden(1.0)
+    patience: int = option(
+        0, "Stop after this many validations without a better mean R@1; 0: never.", min=0, panel=HOW_LONG
+    )
+    seed: int = option(0, "Seed of everything random.", min=0, max=2**63 - 1, panel=HOW_LONG)
+    precision: str = option("auto", "auto, float32 or bfloat16.", panel=MEMORY)
+    gradient_checkpointing: bool = option(
+        False, "Compute layers again in the backward pass: less memory, more time.", panel=MEMORY
+    )
+    compile: bool = option(False, "Let torch.compile fuse dropout, sums and LayerNorms; meant for GPUs.", panel=MEMORY)
+    log_every: int = option(20, "Steps between lines of metrics.jsonl.", min=1, panel=OUTPUT)
+    validate_every: int = option(0, "Steps between validations; 0: once an epoch.", min=0, panel=OUTPUT)
+    max_val_images: int = hidden(1000)
+    checkpoint_every: int = option(500, "Steps between checkpoints.", min=1, panel=OUTPUT)
+    keep: int = option(2, "Checkpoints to keep, besides the best weights.", min=1, panel=OUTPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config(LoopConfig):
+    """How to train stage 1; saved with the run."""
+
+    preset: str = option("tiny", f"Size of the Q-Former: {', '.join(PRESETS)}.", panel=WHAT)
+    losses: str = option("itc,itm,itg", "The objectives to sum.", panel=WHAT)
+    num_query_tokens: int | None = option(None, "Queries; the preset's unless given.", min=1, panel=WHAT)
+    max_text_length: int = option(
+        32, "Tokens of a caption, [CLS] and [SEP] included; longer ones are truncated.", min=3, panel=WHAT
+    )
+    vocab_size: int = hidden(8000)  # of the WordPiece vocabulary that is trained where no tokenizer is given
+    dropout: float = option(0.1, "Dropout in the Q-Former.", min=0, max=0.9, panel=WHAT)
+    token_dropout: float = option(
+        0.0, "Share of an image's tokens left out of each step, others each time.", min=0, max=0.9, panel=WHAT
+    )
+    captions_per_image: int = option(0, "Captions of each image in a step; 0: all.", min=0, panel=WHAT)
+    matched_captions: int = option(
+        1, "Captions of each image that matching and generation see; 0: all.", min=0, panel=WHAT
+    )
+    # small data, benchmarks/results.md: ITC alone first, then matching with random negatives that give way to hard ones
+    contrast_first: float = option(
+        0.5,
+        "Share of the steps that train ITC alone, before the other losses join; BLIP-2: 0.",
+        min=0,
+        max=0.9,
+        panel=HOW_LONG,
+    )
+    easy_negatives: float = option(
+        1.0,
+        "Share of the other steps in which negatives go from random to hard; BLIP-2: 0.",
+        min=0,
+        max=1,
+        panel=HOW_LONG,
+    )
+    init: str | None = option(
+        None,
+        "Weights to start from: a run; a Hugging Face BLIP-2 or BERT, folder or id; a LAVIS BLIP-2 stage-1 .pth or "
+        ".safetensors. Their sizes win over the preset's. Parts that they lack start afresh, with a warning.",
+        panel=START,
+    )
+    tokenizer: str | None = option(
+        None,
+        "Folder or id with a BERT tokenizer. Default: that of --init; bert-base-uncased, fetched, for a LAVIS .pth, which "
+        "brings none; without --init a new vocabulary of the captions.",
+        panel=START,
+    )
+    contrastive_batch: int = option(
+        0,
+        "Images contrasted with each other, by gradient caching: a multiple of the batch size; 0: the batch size.",
+        min=0,
+        panel=MEMORY,
+    )
+    shuffle_window: int = option(
+        65536,
+        "Images shuffled together. A smaller window reads longer runs from disk, where the features do not fit in memory.",
+        min=1,
+        panel=MEMORY,
+    )

@@ -8,8 +8,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from ..config import ReadOptions
 from ..errors import DatasetError
-from .records import ReadOptions, Record, image_folder, split_of, splits_in_names, texts
+from .records import Record, image_folder, split_of, splits_in_names, texts
 from .rows import json_document, text_lines
 from .sources import ImageFile
 from .tables import read_rows

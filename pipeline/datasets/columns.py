@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import encodable
-from .records import CAPTION_NAMES, SPLITS, ReadOptions, Record, image_folder, split_in_path, split_of, texts
+from .records import CAPTION_NAMES, SPLITS, Record, image_folder, split_in_path, split_of, texts
 from .sources import ImageFile, ParquetCell, Source
 from .spool import spool
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ..config import ReadOptions
 from ..formatting import printable
-from .records import IMAGE_SUFFIXES, SPLITS, ReadOptions, Record, split_in_path, split_of, texts
+from .records import IMAGE_SUFFIXES, SPLITS, Record, split_in_path, split_of, texts
 from .sources import ImageFile
 from .tables import TABLES, read_table
 

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import printable
 from .columns import Columns, Rows, grouped_records, image_name
-from .records import ReadOptions, Record, splits_in_names
+from .records import Record, splits_in_names
 from .sources import column_cells, open_parquet
 
 

@@ -17,12 +17,13 @@ from glob import glob
 from itertools import product
 from pathlib import Path
 
+from ..config import ReadOptions
 from ..errors import DatasetError
 from .annotations import read_flickr_tokens, read_json
 from .catalogue import Catalogue
 from .folders import metadata_of, read_metadata, read_sidecars
 from .parquet import read_parquet
-from .records import IMAGE_SUFFIXES, ReadOptions, Record, split_of
+from .records import IMAGE_SUFFIXES, Record, split_of
 from .rows import is_json_lines, json_lines
 from .tables import TABLES, read_rows, read_table
 from .webdataset import COMPRESSED, read_tars

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import encodable
 from .sources import Source
@@ -36,20 +37,6 @@ class Record:
     captions: tuple[str, ...]
     split: str
     problem: str = ""
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """What the dataset cannot tell by itself. Fractions are of all records, drawn by a hash of the key."""
-
-    images: Path | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    split_column: str | None = None
-    key_column: str | None = None
-    val_fraction: float = 0.05
-    test_fraction: float = 0.0
-    redraw_splits: bool = False  # whatever splits the data names
 
 
 def split_of(key: str, named: str | None, options: ReadOptions) -> str:

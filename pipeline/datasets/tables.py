@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..config import ReadOptions
 from ..errors import DatasetError
 from .columns import Columns, Rows, grouped_records
 from .parquet import read_parquet
-from .records import ReadOptions, Record
+from .records import Record
 from .rows import csv_rows, json_lines
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import counted, printable
 from ..tar_format import REGULAR, DamagedTar, Member, tar_members
 from .folders import MAX_SIDECAR, json_captions, text_captions
-from .records import IMAGE_SUFFIXES, ReadOptions, Record, split_of, splits_in_names
+from .records import IMAGE_SUFFIXES, Record, split_of, splits_in_names
 from .sources import Source, TarSlice
 
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}

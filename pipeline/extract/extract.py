@@ -6,7 +6,7 @@ so that a shard's bytes depend on nothing but its records and the settings."""
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..artifacts import HashedFile, atomic_file, locked
+from ..config import ExtractOptions
 from ..datasets.read import Dataset
 from ..encoders.identity import FrozenEncoder
 from ..errors import DatasetError, QfError
@@ -21,23 +22,11 @@ from ..features.arrow_shards import schema, write_arrow_shard
 from ..features.codecs import CODECS, columns
 from ..features.tar_shards import write_tar_shard
 from .ledger import Ledger, Reject
-from .stream import Encoded, Piece, Settings, Stream
+from .stream import Encoded, Piece, Stream
 
 FORMATS = {"arrow": ".arrow", "webdataset": ".tar"}  # the suffixes of shards
 SAMPLE = 64  # pictures that a dry run encodes to tell how long all will take
 ROW_BYTES = 4000  # of a record besides features and captions: mostly its thumbnail
-
-
-@dataclass(frozen=True)
-class ExtractOptions:
-    """How to extract. `max_rejects` is the fraction of records that may be unreadable before the run fails."""
-
-    settings: Settings = field(default_factory=Settings)
-    format: str = "arrow"
-    shard_size: int = 1024
-    workers: int = 0  # threads that decode; 0: one a core
-    max_rejects: float = 0.05
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,18 +55,18 @@ def extract(
     ArtifactError if the folder holds features of something else; QfError if too many records are rejected, or if the features
     cannot fit on the disk."""
     _check(options)
-    records, settings, started = dataset.records, options.settings, time.perf_counter()
+    records, started = dataset.records, time.perf_counter()
     plan = {
         "encoder": encoder.identity,
-        "codec": settings.codec,
-        "format": options.format,
-        "views": settings.views,
-        "augmentation": {"flip": settings.flip, "seed": settings.seed} if settings.views else None,
+        "codec": options.codec,
+        "format": options.shard_format,
+        "views": options.views,
+        "augmentation": {"flip": options.flip, "seed": options.seed} if options.views else None,
         "source": {"path": source, "kind": dataset.kind, "records": len(records), "sha256": records.sha256},
         "shard_size": options.shard_size,
     }
     with locked(folder):
-        ledger = Ledger(folder, plan, FORMATS[options.format])
+        ledger = Ledger(folder, plan, FORMATS[options.shard_format])
         state = ledger.state(options.overwrite)
         if state == "finished":
             ledger.sweep()
@@ -91,7 +80,7 @@ def extract(
         rejected = sum(len(ledger.noted(number) or ()) for number in every)
         total, encoded = len(records), 0
         done = total - sum(len(_span(number, total, options)) for number in todo)
-        with Stream(encoder, settings, options.workers) as stream:
+        with Stream(encoder, options) as stream:
 
             def watched(some: Iterator[Encoded]) -> Iterator[Encoded]:
                 nonlocal encoded, done
@@ -116,10 +105,10 @@ def extract(
 
 
 def _check(options: ExtractOptions) -> None:
-    if options.settings.codec not in CODECS:
-        raise QfError(f"--codec {options.settings.codec}: use one of {', '.join(CODECS)}")
-    if options.format not in FORMATS:
-        raise QfError(f"--format {options.format}: use {' or '.join(FORMATS)}")
+    if options.codec not in CODECS:
+        raise QfError(f"--codec {options.codec}: use one of {', '.join(CODECS)}")
+    if options.shard_format not in FORMATS:
+        raise QfError(f"--format {options.shard_format}: use {' or '.join(FORMATS)}")
 
 
 def _span(shard: int, total: int, options: ExtractOptions) -> range:
@@ -149,10 +138,10 @@ def _write_shard(
 
     with atomic_file(ledger.shards[number]) as file:
         hashed = HashedFile(file)
-        if options.format == "arrow":
-            identity, settings = encoder.identity, options.settings
-            described = columns(settings.codec, identity["tokens"], identity["width"])
-            count = write_arrow_shard(hashed, schema(described, identity["joint"], settings.views > 0), blocks())
+        if options.shard_format == "arrow":
+            identity = encoder.identity
+            described = columns(options.codec, identity["tokens"], identity["width"])
+            count = write_arrow_shard(hashed, schema(described, identity["joint"], options.views > 0), blocks())
         else:
             count = write_tar_shard(hashed, blocks())
     ledger.note(number, count, hashed.tell(), hashed.sha256, rejects)
@@ -165,8 +154,8 @@ def estimate(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, 
     `images_per_second` is measured on a sample of records spread over the dataset, where any of them can be read."""
     _check(options)
     records = dataset.records
-    with Stream(encoder, options.settings, options.workers) as stream:
-        count = min(len(records), max(1, SAMPLE // (1 + options.settings.views)))
+    with Stream(encoder, options) as stream:
+        count = min(len(records), max(1, SAMPLE // (1 + options.views)))
         chosen = [records[int(n)] for n in np.linspace(0, len(records) - 1, count)]
         pieces = [Piece(0, chosen[i : i + stream.piece_size]) for i in range(0, count, stream.piece_size)]
         list(stream.encoded(pieces[:1]))  # warm
@@ -190,12 +179,12 @@ def estimate(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, 
 
 def _bytes(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions) -> int:
     """What the features of all records will weigh, about."""
-    identity, settings, splits = encoder.identity, options.settings, dataset.records.splits
-    described = columns(settings.codec, identity["tokens"], identity["width"]).values()
+    identity, splits = encoder.identity, dataset.records.splits
+    described = columns(options.codec, identity["tokens"], identity["width"]).values()
     picture = sum(int(np.prod(shape)) * dtype.itemsize for dtype, shape in described)
-    tar = 1024 * (2 + len(described)) if options.format == "webdataset" else 0  # headers and padding
+    tar = 1024 * (2 + len(described)) if options.shard_format == "webdataset" else 0  # headers and padding
     row = picture + 4 * (identity["joint"] or 0) + ROW_BYTES + tar
-    return sum(splits.values()) * row + splits["train"] * settings.views * picture
+    return sum(splits.values()) * row + splits["train"] * options.views * picture
 
 
 def _free(folder: Path) -> int:

@@ -24,6 +24,7 @@ from ..artifacts import (
 )
 from ..datasets.catalogue import Catalogue
 from ..errors import ArtifactError, DatasetError
+from ..features.manifest import FEATURES
 
 PLAN = "plan.json"
 REJECTS = "rejects.jsonl"
@@ -78,7 +79,7 @@ class Ledger:
 
     def manifest(self) -> dict[str, Any]:
         """That of the finished features."""
-        return read_manifest(self.folder, "features")
+        return read_manifest(self.folder, FEATURES)
 
     def noted(self, number: int) -> list[Reject] | None:
         """The rejects of a shard that is complete, or None."""
@@ -133,7 +134,7 @@ class Ledger:
             "rejected": len(rejects),
             "shards": [shard for shard in shards if shard["records"]],
         }
-        write_manifest(self.folder, "features", content)
+        write_manifest(self.folder, FEATURES, content)
         self.sweep()
         return self.manifest()
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import ExtractOptions
 from ..datasets.records import Record
 from ..datasets.sources import Fetched, fetch, load
 from ..device import EncoderStreams
@@ -30,17 +31,6 @@ from ..features.codecs import check, encode, largest
 from ..images import UnreadableImage, load_image, thumbnail
 from ..prefetch import map_ahead
 from .ledger import Reject
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the content of a shard, besides records and encoder."""
-
-    codec: str = "float16"
-    views: int = 0  # augmented views of each training image
-    flip: bool = True  # whether views may be mirrored
-    seed: int = 0  # of the views
-    batch_size: int = 64  # pictures encoded at once
 
 
 @dataclass(frozen=True)
@@ -76,12 +66,12 @@ class _Decoded:
 
 
 class Stream:
-    """An encoder with threads around it: `workers` that decode, one a core if 0. Use as a context manager."""
+    """An encoder with threads around it: `options.workers` that decode, one a core if 0. Use as a context manager."""
 
-    def __init__(self, encoder: FrozenEncoder, settings: Settings, workers: int) -> None:
-        self.encoder, self.settings = encoder, settings
+    def __init__(self, encoder: FrozenEncoder, options: ExtractOptions) -> None:
+        self.encoder, self.options = encoder, options
         self.lanes = EncoderStreams(encoder.device)
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = options.workers or len(os.sched_getaffinity(0))
         self.seconds = 0.0  # that lanes spent encoding, all together
         self._began = time.perf_counter()
         self._sources = ThreadPoolExecutor(1)
@@ -100,7 +90,7 @@ class Stream:
     @property
     def piece_size(self) -> int:
         """How many records make a piece: their pictures fill a batch."""
-        return max(1, self.settings.batch_size // (1 + self.settings.views))
+        return max(1, self.options.batch_size // (1 + self.options.views))
 
     @property
     def waited(self) -> float:
@@ -141,7 +131,7 @@ class Stream:
 
     def _views(self, record: Record, width: int, height: int) -> list[View]:
         """Those of a training image; others are seen as they are."""
-        how = self.settings
+        how = self.options
         count = how.views if record.split == "train" else 0
         aspect = self.encoder.preprocessing.aspect(width, height)
         return [draw_view(how.seed, record.key, n, width, height, how.flip, aspect) for n in range(1, count + 1)]
@@ -153,9 +143,9 @@ class Stream:
             return Encoded(decoded.piece, rows, decoded.rejects)
         began = time.perf_counter()
         parts: dict[str, list[Tensor]] = {}
-        for start in range(0, len(decoded.pixels), self.settings.batch_size):
-            tokens, pooled = self.encoder.encode(decoded.pixels[start : start + self.settings.batch_size])
-            columns = encode(self.settings.codec, tokens) | {"largest": largest(tokens)}
+        for start in range(0, len(decoded.pixels), self.options.batch_size):
+            tokens, pooled = self.encoder.encode(decoded.pixels[start : start + self.options.batch_size])
+            columns = encode(self.options.codec, tokens) | {"largest": largest(tokens)}
             if pooled is not None:
                 columns["pooled"] = pooled
             for name, values in columns.items():
@@ -164,7 +154,7 @@ class Stream:
         self.lanes.wait()
         seconds = time.perf_counter() - began
         owners = keys + [key for key, views in zip(keys, rows["views"], strict=True) for _ in views]
-        check(self.settings.codec, arrays.pop("largest"), owners)
+        check(self.options.codec, arrays.pop("largest"), owners)
         count = len(keys)
         block = rows | {name: values[:count].numpy() for name, values in arrays.items()}
         block |= {VIEW + name: values[count:].numpy() for name, values in arrays.items() if name != "pooled"}

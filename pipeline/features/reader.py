@@ -16,6 +16,7 @@ from ..artifacts import read_manifest, sha256_json, without
 from ..errors import ArtifactError
 from .arrow_shards import VIEW, ArrowShard
 from .codecs import Columns, Encoded, columns
+from .manifest import FEATURES
 from .tar_shards import TarShard
 
 SPLITS = ("train", "val", "test")
@@ -45,7 +46,7 @@ class Features:
     def __init__(self, folder: Path) -> None:
         """ArtifactError if the folder is unfinished, or a shard is missing or has another size than the manifest says."""
         self.folder = folder
-        self.manifest = read_manifest(folder, "features")
+        self.manifest = read_manifest(folder, FEATURES)
         self.columns = columns(self.manifest["codec"], self.encoder["tokens"], self.encoder["width"])
         self._shards: list[Shard] = []
         if not self.manifest["shards"]:

@@ -11,6 +11,7 @@ from ...pipeline.artifacts import MANIFEST, read_manifest
 from ...pipeline.device import resolve_precision
 from ...pipeline.errors import ArtifactError
 from ...pipeline.features.reader import Features
+from ...trainer.manifest import RUN
 from ...trainer.stage1.embedder import Embedder
 from ...trainer.tokens import Tokens
 from ...trainer.weights.read import load_qformer
@@ -30,7 +31,7 @@ class Run:
 def open_run(folder: Path, device: torch.device, precision: str) -> Run:
     """The model of a run on a device, to compute in `precision` (see `resolve_precision`). ArtifactError if the run is unfinished or
     damaged."""
-    manifest = read_manifest(folder, "run")
+    manifest = read_manifest(folder, RUN)
     model = load_qformer(folder).to(device)
     tokens = Tokens.load(folder / "tokenizer.json")
     dtype = resolve_precision(precision, device)
@@ -42,7 +43,7 @@ def latest_run(runs: Path) -> Path | None:
     finished = {}
     for path in runs.glob(f"*/{MANIFEST}"):
         try:
-            finished[path.parent] = str(read_manifest(path.parent, "run").get("finished", ""))
+            finished[path.parent] = str(read_manifest(path.parent, RUN).get("finished", ""))
         except ArtifactError as error:
             log.warning("%s", error)
     return max(finished, key=lambda run: finished[run], default=None)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from ...pipeline.artifacts import MANIFEST, atomic_file, described, locked, read_manifest, write_manifest
 from ...pipeline.errors import ArtifactError, QfError
 from ...pipeline.features.reader import Features
+from .manifest import INDEX
 
 REBUILD = "rebuild it with `qf index`"
 FILES = ("images.faiss", "texts.faiss", "rows.arrow")
@@ -96,14 +97,14 @@ def save_index(index: Index, folder: Path) -> dict[str, Any]:
             "files": files,
             **index.manifest,
         }
-        write_manifest(folder, "index", content)
-    return read_manifest(folder, "index")
+        write_manifest(folder, INDEX, content)
+    return read_manifest(folder, INDEX)
 
 
 def open_index(folder: Path) -> Index:
     """A finished index. ArtifactError if a file is missing or damaged."""
     faiss = import_faiss()
-    manifest = read_manifest(folder, "index")
+    manifest = read_manifest(folder, INDEX)
     try:
         images, texts = (faiss.read_index(str(folder / name)) for name in ("images.faiss", "texts.faiss"))
         with pa.memory_map(str(folder / "rows.arrow")) as source:

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 from qf.pipeline.artifacts import (
-    CONTENT,
     atomic_file,
     difference,
     locked,
@@ -15,6 +14,8 @@ from qf.pipeline.artifacts import (
     write_manifest,
 )
 from qf.pipeline.errors import ArtifactError
+from qf.pipeline.features.manifest import FEATURES
+from qf.trainer.manifest import RUN
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -35,24 +36,24 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 def test_manifests_name_the_command_that_makes_them(tmp_path):
     with pytest.raises(ArtifactError, match=r"does not exist or is empty.*qf extract SOURCE"):
-        read_manifest(tmp_path / "features", "features")
+        read_manifest(tmp_path / "features", FEATURES)
     (tmp_path / "shard").write_bytes(b"x")
     with pytest.raises(ArtifactError, match="unfinished"):
-        read_manifest(tmp_path, "features")
-    content = {key: kind() for key, kind in CONTENT["run"].items()}
-    write_manifest(tmp_path, "run", content)
-    assert read_manifest(tmp_path, "run") == {"kind": "run", "version": 1, **content}
+        read_manifest(tmp_path, FEATURES)
+    content = {key: kind() for key, kind in RUN.fields.items()}
+    write_manifest(tmp_path, RUN, content)
+    assert read_manifest(tmp_path, RUN) == {"kind": "run", "version": 1, **content}
     with pytest.raises(ArtifactError, match="holds run, not features"):
-        read_manifest(tmp_path, "features")
+        read_manifest(tmp_path, FEATURES)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match="cannot be read"):
         read_manifest(tmp_path)
     broken = [content | {"files": [{"file": "a"}]}, content | {"model": 3}, {**content, "sha256": None}]
     edited = [json.dumps({"kind": "run", "version": 1, **values}) for values in broken]
-    for text in ('{"kind": "features", "version": 99}', '{"kind": "features", "version": 1}', "[]", *edited):
+    for text in ('{"kind": "run", "version": 99}', '{"kind": "run", "version": 1}', "[]", *edited):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(ArtifactError, match="not a manifest that this version"):
-            read_manifest(tmp_path)
+            read_manifest(tmp_path, RUN)
 
 
 def test_the_first_difference_is_named():

@@ -14,7 +14,7 @@ from ...pipeline.errors import TrainingError
 from ...pipeline.features.codecs import Encoded
 from ...pipeline.features.reader import Empty, Features, empty_array
 from ...pipeline.prefetch import map_ahead
-from ..config import TrainConfig
+from ..config import Stage1Config
 from ..tokens import Tokens
 
 PREFETCH = 4
@@ -111,7 +111,7 @@ class Batches:
         matched_captions: int,
         max_text_length: int,
         seed: int,
-        shuffle_window: int = TrainConfig.shuffle_window,
+        shuffle_window: int = Stage1Config.shuffle_window,
         part_size: int | None = None,
         rank: int = 0,
         world_size: int = 1,

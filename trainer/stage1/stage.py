@@ -35,10 +35,11 @@ from ...pipeline.device import resolve_precision
 from ...pipeline.errors import ArtifactError, TrainingError
 from ...pipeline.features.reader import Features
 from ...pipeline.formatting import counted
-from ..config import PRESETS, TrainConfig
+from ..config import PRESETS, Stage1Config
 from ..distributed.processes import ALONE, Processes
 from ..loader.batches import Batches, Source
 from ..loader.cache import cached
+from ..manifest import RUN
 from ..metrics.retrieval import mean_recall_at_1, recalls, retrieval
 from ..objectives import LOSSES
 from ..qformer import QFormer
@@ -55,7 +56,7 @@ FEW_STEPS = 200
 MATCHED_TEXTS, MATCHED_AT = 250, 16  # of validation: how many texts are matched, with how many images each
 
 
-def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+def learning_rate(step: int, total: int, config: Stage1Config) -> float:
     """Linear warm-up, then half a cosine down to `min_lr`: a function of the step alone."""
     warmup = min(config.warmup_steps, total // 4)
     if step < warmup:
@@ -64,18 +65,18 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def contrast_steps(total: int, config: TrainConfig) -> int:
+def contrast_steps(total: int, config: Stage1Config) -> int:
     """How many of the first steps train the contrast alone."""
     return int(config.contrast_first * total)
 
 
-def losses_at(step: int, total: int, config: TrainConfig) -> list[str]:
+def losses_at(step: int, total: int, config: Stage1Config) -> list[str]:
     """The losses of a step: at first the contrast alone, if `contrast_first` says so and it is among them."""
     names = chosen_losses(config)
     return names[:1] if names[0] == "loss_itc" and step < contrast_steps(total, config) else names
 
 
-def hardness(step: int, total: int, config: TrainConfig) -> float:
+def hardness(step: int, total: int, config: Stage1Config) -> float:
     """The share of hard negatives for matching: from 0 (drawn evenly) to 1 (as BLIP-2 draws them), by the step alone.
 
     From hard negatives alone matching never leaves its prior on small data; see benchmarks/results.md."""
@@ -84,7 +85,7 @@ def hardness(step: int, total: int, config: TrainConfig) -> float:
     return min(1.0, max(0, step - begin) / ramp) if ramp else 1.0
 
 
-def chosen_losses(config: TrainConfig) -> list[str]:
+def chosen_losses(config: Stage1Config) -> list[str]:
     """The losses that the run sums, in the order of LOSSES."""
     chosen = [f"loss_{name.strip()}" for name in config.losses.split(",")]
     if not set(chosen) <= set(LOSSES):
@@ -92,7 +93,7 @@ def chosen_losses(config: TrainConfig) -> list[str]:
     return [name for name in LOSSES if name in chosen]
 
 
-def make_optimizer(model: QFormer, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: QFormer, config: Stage1Config) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -139,7 +140,7 @@ def validate(embedder: Embedder, features: Features, validation: RetrievalSet, m
 def train(
     features: Features,
     folder: Path,
-    config: TrainConfig,
+    config: Stage1Config,
     device: torch.device,
     overwrite: bool = False,
     report: Report = lambda line, total: None,
@@ -204,7 +205,7 @@ def train(
                 with open_log(folder, 0, 0.0, 0):
                     _finish(folder, model, features, config)
         processes.agree(True, device)  # and for the manifest
-        return _summary(folder, read_manifest(folder, "run"))
+        return _summary(folder, read_manifest(folder, RUN))
 
 
 def _finished(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
@@ -231,7 +232,7 @@ def _clear(folder: Path) -> None:
 
 
 def make_batches(
-    config: TrainConfig,
+    config: Stage1Config,
     features: Features,
     rows: np.ndarray,
     tokens: Tokens,
@@ -261,7 +262,7 @@ def make_batches(
 def _train(
     features: Features,
     folder: Path,
-    config: TrainConfig,
+    config: Stage1Config,
     embedder: Embedder,
     batches: Batches,
     processes: Processes,
@@ -364,7 +365,7 @@ def _train(
         _finish(folder, model, features, config, so_far, total, steps_per_epoch)
 
 
-def _outlook(batches: Batches, config: TrainConfig, total: int, start: int) -> str:
+def _outlook(batches: Batches, config: Stage1Config, total: int, start: int) -> str:
     """What training is about to do, in words."""
     step = batches.batch_size * config.accumulate
     text = f"training on {len(batches.counts):,} images, {step:,} a step: {counted(total, 'step')}"
@@ -419,12 +420,12 @@ class _Means:
         return means
 
 
-def out_of_patience(stale: int, config: TrainConfig) -> bool:
+def out_of_patience(stale: int, config: Stage1Config) -> bool:
     """Whether training stops after `stale` validations without a better mean R@1."""
     return 0 < config.patience <= stale
 
 
-def refuse_divergence(step: int, config: TrainConfig, names: list[str], sums: Tensor, model: QFormer) -> None:
+def refuse_divergence(step: int, config: Stage1Config, names: list[str], sums: Tensor, model: QFormer) -> None:
     """TrainingError if a loss or gradient since the last line of the log (`sums`), or a weight now, is no number. Waits for
     the device."""
     weights = torch.nn.utils.get_total_norm(p.detach() for p in model.parameters())
@@ -441,7 +442,7 @@ def _finish(
     folder: Path,
     model: QFormer,
     features: Features,
-    config: TrainConfig,
+    config: Stage1Config,
     progress: Progress | None = None,
     total: int = 0,
     steps_per_epoch: float = 1.0,
@@ -461,7 +462,7 @@ def _finish(
     ]
     write_manifest(
         folder,
-        "run",
+        RUN,
         {
             "stage": 1,
             "model": asdict(model.config),

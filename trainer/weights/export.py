@@ -16,6 +16,7 @@ from ...pipeline.encoders.identity import encoder_folder, model_type, read_proce
 from ...pipeline.encoders.transformers import BLIP_2, VISION_MODELS, load_model
 from ...pipeline.errors import ArtifactError, EncoderError
 from ..config import QFormerConfig
+from ..manifest import RUN
 from ..tokens import CLS, DEC, MASK, PAD, SEP, UNK, Tokens
 from .names import HUGGINGFACE_NAMES, LAVIS_NAMES, QFORMER_SIZES, STAGE1_HEADS
 from .read import load_qformer
@@ -35,7 +36,7 @@ def export(run: Path, out: Path, layout: str, overwrite: bool = False) -> dict[s
         raise ArtifactError(f"--to {layout}: use {' or '.join(LAYOUTS)}")
     if out.suffix in (".pth", ".pt", ".bin"):
         raise ArtifactError(f"{out}: qf writes no pickle; name a .safetensors file or a folder")
-    manifest = read_manifest(run, "run")
+    manifest = read_manifest(run, RUN)
     if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not overwrite:
         raise ArtifactError(f"{out} is there already; choose another name, or replace it with --overwrite")
     if is_artifact(out if out.is_dir() else out.parent):

@@ -13,6 +13,7 @@ from ...pipeline.artifacts import has_manifest, read_manifest
 from ...pipeline.encoders.identity import encoder_folder
 from ...pipeline.errors import ArtifactError, EncoderError, first_line
 from ..config import QFormerConfig
+from ..manifest import RUN
 from ..qformer import QFormer
 from ..tokens import Tokens, read_tokenizer
 from .names import (
@@ -81,7 +82,7 @@ def read_weights(name: str, num_attention_heads: int | None = None) -> Weights:
 
 
 def _from_run(folder: Path) -> Weights:
-    manifest = read_manifest(folder, "run")
+    manifest = read_manifest(folder, RUN)
     state = load_tensors(folder / "model.safetensors")
     return Weights(str(folder), RUN_NAMES, manifest["model"], state, tokenizer=read_tokenizer(folder))
 

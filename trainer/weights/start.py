@@ -6,7 +6,7 @@ from typing import Any
 from ...pipeline.encoders.identity import encoder_folder
 from ...pipeline.errors import EncoderError, TrainingError
 from ...pipeline.features.reader import Features
-from ..config import PRESETS, QFormerConfig, TrainConfig
+from ..config import PRESETS, QFormerConfig, Stage1Config
 from ..qformer import QFormer
 from ..tokens import Tokens, read_tokenizer
 from .names import Weights, fill
@@ -15,7 +15,7 @@ from .read import read_weights
 BLIP_2_TOKENIZER, BLIP_2_WORDS = "bert-base-uncased", 30522  # [DEC] comes on top
 
 
-def make_model(config: TrainConfig, features: Features, captions: list[str]) -> tuple[QFormer, Tokens]:
+def make_model(config: Stage1Config, features: Features, captions: list[str]) -> tuple[QFormer, Tokens]:
     """The Q-Former for these features that training starts from, with its tokenizer.
 
     What `config.init` tells of sizes wins over the preset. TrainingError if it does not go with the features or the options,
@@ -50,7 +50,7 @@ def make_model(config: TrainConfig, features: Features, captions: list[str]) -> 
     return model, tokens
 
 
-def _check(config: TrainConfig, asked: dict[str, Any], weights: Weights) -> None:
+def _check(config: Stage1Config, asked: dict[str, Any], weights: Weights) -> None:
     """TrainingError if the weights are for other features, or have not the number of queries that was asked for."""
     width, own = asked["encoder_hidden_size"], weights.sizes.get("encoder_hidden_size")
     if own not in (None, width):
@@ -62,7 +62,7 @@ def _check(config: TrainConfig, asked: dict[str, Any], weights: Weights) -> None
         raise TrainingError(f"--num-query-tokens {config.num_query_tokens}: --init {config.init} has {queries}")
 
 
-def make_tokens(config: TrainConfig, weights: Weights | None, captions: list[str]) -> Tokens:
+def make_tokens(config: Stage1Config, weights: Weights | None, captions: list[str]) -> Tokens:
     """The tokenizer that `config.tokenizer` names, or that the weights bring, or that BLIP-2's weights are known to have been
     trained with; without any text embeddings to respect, a WordPiece vocabulary of the captions."""
     words = weights.words if weights else None

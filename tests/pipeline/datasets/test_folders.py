@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import read
-from qf.pipeline.datasets.records import ReadOptions
 from qf.pipeline.datasets.sources import load
 from qf.pipeline.errors import DatasetError
 from qf.pipeline.images import UnreadableImage

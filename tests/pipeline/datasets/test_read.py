@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import braces, read
-from qf.pipeline.datasets.records import ReadOptions, splits_in_names
+from qf.pipeline.datasets.records import splits_in_names
 from qf.pipeline.datasets.sources import load
 from qf.pipeline.errors import DatasetError
 from qf.pipeline.images import UnreadableImage

@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import read
-from qf.pipeline.datasets.records import ReadOptions, Record
+from qf.pipeline.datasets.records import Record
 from qf.pipeline.datasets.sources import ImageFile, load
 from qf.pipeline.errors import DatasetError
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import read
-from qf.pipeline.datasets.records import ReadOptions
 from qf.pipeline.datasets.sources import ImageFile, ParquetCell, TarSlice, fetch, load
 from qf.pipeline.images import MAX_BYTES, UnreadableImage
 

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from qf.pipeline.config import ExtractOptions
 from qf.pipeline.datasets.read import read
 from qf.pipeline.device import EncoderStreams
 from qf.pipeline.encoders.load import load_encoder
 from qf.pipeline.errors import EncoderError
-from qf.pipeline.extract.stream import Piece, Settings, Stream
+from qf.pipeline.extract.stream import Piece, Stream
 
 from conftest import COLOURS, SHAPES, counted_parquet, draw, make_pictures  # isort: skip
 
@@ -38,7 +39,7 @@ def threads():
 def test_the_same_in_order_whatever_works_beside(records, clip_folder, threads, workers, cores):
     threads(cores)
     encoder = load_encoder(str(clip_folder), CPU, torch.float32)
-    with Stream(encoder, Settings(batch_size=7), workers) as stream:
+    with Stream(encoder, ExtractOptions(batch_size=7, workers=workers)) as stream:
         assert stream.lanes.count == cores
         parts = list(stream.encoded(pieces(records, stream.piece_size)))
         assert 0 <= stream.waited < 1
@@ -75,7 +76,7 @@ def test_parquet_files_are_read_once_in_order(tmp_path, clip_folder, monkeypatch
     records = read(tmp_path).records
     encoder = load_encoder(str(clip_folder), CPU, torch.float32)
     opened, begun = counted_parquet(monkeypatch)
-    with Stream(encoder, Settings(batch_size=3), workers) as stream:
+    with Stream(encoder, ExtractOptions(batch_size=3, workers=workers)) as stream:
         parts = list(stream.encoded(pieces(records, stream.piece_size)))
     assert opened == [str(tmp_path / f"{number}.parquet") for number in range(2)]
     assert begun == [*range(-(-200 // rows))] * 2
@@ -91,9 +92,11 @@ def test_parquet_files_are_read_once_in_order(tmp_path, clip_folder, monkeypatch
 
 def test_views_and_records_fill_a_batch_together(records, clip_folder):
     encoder = load_encoder(str(clip_folder), CPU, torch.float32)
-    with Stream(encoder, Settings(views=3, batch_size=8), 1) as stream:
+    with Stream(encoder, ExtractOptions(views=3, batch_size=8, workers=1)) as stream:
         assert stream.piece_size == 2
-    with Stream(encoder, Settings(views=9, batch_size=4), 1) as stream:  # more views than fit: several batches a record
+    with Stream(
+        encoder, ExtractOptions(views=9, batch_size=4, workers=1)
+    ) as stream:  # more views than fit: several batches a record
         assert stream.piece_size == 1
         (part,) = stream.encoded([Piece(0, [next(r for r in records if r.split == "train")])])
         assert part.block["view_tokens"].shape[0] == 9
@@ -107,7 +110,7 @@ def test_an_encoder_that_fails_ends_the_stream(records, clip_folder):
     before = threading.active_count()
     with (
         pytest.raises(EncoderError, match="not finite for red-square-0.png; try --precision float32"),
-        Stream(encoder, Settings(batch_size=5), 2) as stream,
+        Stream(encoder, ExtractOptions(batch_size=5, workers=2)) as stream,
     ):
         list(stream.encoded(pieces(records, 5)))
     assert threading.active_count() <= before  # threads that loaded the encoder may have ended meanwhile

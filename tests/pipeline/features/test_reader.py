@@ -13,6 +13,7 @@ from qf.pipeline.encoders.views import View
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.arrow_shards import VIEW, ArrowShard, schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, encode
+from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import Features
 
 
@@ -82,7 +83,7 @@ def test_what_is_written_is_read(tmp_path_factory, rows, batch, codec, pooled, r
     encoder = {"tokens": 3, "width": 5, "joint": 2 if pooled else None}
     manifest = {"encoder": encoder, "codec": codec, "format": "arrow", "views": 2, "shards": shards}
     counts = {"records": len(rows), "captions": 0, "rejected": 0, "splits": {}, "source": {}}
-    write_manifest(folder, "features", manifest | counts)
+    write_manifest(folder, FEATURES, manifest | counts)
     features = Features(folder)
     assert features.keys == [f"{n}{key}" for n, (key, *_) in enumerate(rows)]
     assert features.captions == [captions for _, captions, *_ in rows]

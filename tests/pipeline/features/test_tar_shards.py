@@ -16,6 +16,7 @@ from qf.pipeline.artifacts import described, write_manifest
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.arrow_shards import schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, encode
+from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import Features
 from qf.pipeline.features.tar_shards import TarShard, member_name, write_tar_shard
 
@@ -86,9 +87,9 @@ def cut(block, sizes):
 def open_features(folder, shards, codec, pooled, views=3):
     encoder = {"tokens": TOKENS, "width": WIDTH, "joint": JOINT if pooled else None}
     shards = [described(shard) for shard in shards]
-    manifest = {"encoder": encoder, "codec": codec, "format": "webdataset", "views": views, "shards": shards}
+    manifest = {"encoder": encoder, "codec": codec, "shard_format": "webdataset", "views": views, "shards": shards}
     counts = {"records": 0, "captions": 0, "rejected": 0, "splits": {}, "source": {}}
-    write_manifest(folder, "features", manifest | counts)
+    write_manifest(folder, FEATURES, manifest | counts)
     return Features(folder)
 
 

@@ -12,6 +12,7 @@ from qf.pipeline.artifacts import read_manifest
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.reader import Features
 from qf.retrieval.encode.qformer import check_features, latest_run, open_run
+from qf.retrieval.index.manifest import INDEX
 from qf.retrieval.index.store import COLUMNS, make_index, open_index
 from qf.retrieval.search import Ranking
 from qf.retrieval.searcher import Searcher
@@ -39,7 +40,7 @@ def test_the_index_holds_every_query_embedding_and_caption(trained):
     assert [index.rows.column("captions")[int(row)].as_py()[0] for row in index.text_rows[::2]] == list(
         index.captions[::2]
     )
-    manifest = read_manifest(trained / "index", "index")
+    manifest = read_manifest(trained / "index", INDEX)
     assert (manifest["images"], manifest["vectors"], manifest["texts"]) == (24, 24 * 4, 48)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from qf.pipeline.errors import ArtifactError, EncoderError, TrainingError
-from qf.trainer.config import TrainConfig
+from qf.trainer.config import Stage1Config
 from qf.trainer.runs.curves import draw_curves
 from qf.trainer.stage1.stage import hardness, learning_rate, losses_at, refuse_divergence, train
 from qf.trainer.stage1.step import drop_tokens
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from conftest import make_pictures, run_extract  # isort: skip
 
 CPU = torch.device("cpu")
-SMALL = TrainConfig(
+SMALL = Stage1Config(
     epochs=12,
     batch_size=4,
     log_every=3,
@@ -37,7 +37,7 @@ SMALL = TrainConfig(
 
 
 def test_the_learning_rate_is_a_function_of_the_step():
-    config = TrainConfig(lr=1.0, min_lr=0.1, warmup_steps=10)
+    config = Stage1Config(lr=1.0, min_lr=0.1, warmup_steps=10)
     rates = [learning_rate(step, 200, config) for step in range(200)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[10] == 1.0
@@ -48,15 +48,15 @@ def test_the_learning_rate_is_a_function_of_the_step():
 
 
 def test_negatives_grow_harder_with_the_step():
-    config = TrainConfig(easy_negatives=0.5, contrast_first=0)
+    config = Stage1Config(easy_negatives=0.5, contrast_first=0)
     assert [hardness(step, 100, config) for step in (0, 25, 50, 99)] == [0.0, 0.5, 1.0, 1.0]
-    assert hardness(0, 100, TrainConfig(easy_negatives=0, contrast_first=0)) == 1.0
-    late = TrainConfig(easy_negatives=0.5, contrast_first=0.6)
+    assert hardness(0, 100, Stage1Config(easy_negatives=0, contrast_first=0)) == 1.0
+    late = Stage1Config(easy_negatives=0.5, contrast_first=0.6)
     assert [hardness(step, 100, late) for step in (0, 60, 70, 80, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
 
 
 def test_the_contrast_can_go_first():
-    config = TrainConfig(contrast_first=0.6)
+    config = Stage1Config(contrast_first=0.6)
     assert losses_at(59, 100, config) == ["loss_itc"]
     assert losses_at(60, 100, config) == ["loss_itc", "loss_itm", "loss_itg"]
     assert losses_at(0, 100, replace(config, losses="itm,itg")) == ["loss_itm", "loss_itg"]
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_to_the_bit(features, tmp_path):
     code = (
         "import sys, json, torch; from pathlib import Path; torch.set_num_threads(1)\n"
         "from qf.trainer.stage1.stage import *\n"
-        "config = TrainConfig(**json.loads(sys.argv[1]))\n"
+        "config = Stage1Config(**json.loads(sys.argv[1]))\n"
         "train(Features(Path(sys.argv[2])), Path(sys.argv[3]), config, torch.device('cpu'))\n"
     )
     command = [sys.executable, "-c", code, json.dumps(asdict(SMALL)), str(features.folder), str(tmp_path / "killed")]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from qf.pipeline.artifacts import read_json, write_json
 from qf.pipeline.errors import ArtifactError, EncoderError
-from qf.trainer.config import TrainConfig
+from qf.trainer.config import Stage1Config
 from qf.trainer.qformer import QFormer
 from qf.trainer.stage1.stage import train
 from qf.trainer.tokens import Tokens
@@ -19,7 +19,7 @@ from conftest import run_extract  # isort: skip
 from blip2 import PIXELS, scores_from_features, scores_from_pixels  # isort: skip
 
 CPU = torch.device("cpu")
-UNTRAINED = TrainConfig(epochs=0, precision="float32")
+UNTRAINED = Stage1Config(epochs=0, precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_lavis_and_back(run, trained, blip2_features, tmp_path):
         again = QFormer.from_pretrained(out)  # heads that are not 64 wide are in the file, too
         equal(again.state_dict(), load_file(source / "model.safetensors"))
         assert again.config == QFormer.from_pretrained(source).config
-    model, tokens = make_model(TrainConfig(init=str(tmp_path / "blip2.safetensors")), blip2_features, [])
+    model, tokens = make_model(Stage1Config(init=str(tmp_path / "blip2.safetensors")), blip2_features, [])
     equal(model.state_dict(), load_file(run / "model.safetensors"))
     assert tokens.tokenizer.to_str() == Tokens.load(run / "tokenizer.json").tokenizer.to_str()
 

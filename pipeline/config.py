@@ -1,0 +1,102 @@
+"""The options of reading a dataset, of extraction, and of where and how to compute. Standard library only."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .options import option
+
+WHAT, SPLITS, STORAGE, SPEED = "What is read", "Splits", "What is stored", "Speed and limits"
+WORKSPACE = Path("qf-out")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a dataset cannot tell by itself. Fractions are of all records, drawn by a hash of the key."""
+
+    images: Path | None = option(None, "Folder that image paths are relative to, and may not leave.", panel=WHAT)
+    image_column: str | None = option(None, "Column with the image, if its name is unusual.", panel=WHAT)
+    caption_column: str | None = option(None, "Column with the caption or captions.", panel=WHAT)
+    split_column: str | None = option(None, "Column with train, val or test.", panel=WHAT)
+    key_column: str | None = option(None, "Column with a unique key; the image's name unless given.", panel=WHAT)
+    val_fraction: float = option(
+        0.05,
+        "Share of the records for validation, where the data names no split, or train alone.",
+        min=0,
+        max=1,
+        panel=SPLITS,
+    )
+    test_fraction: float = option(0.0, "Share of the records for testing, likewise.", min=0, max=1, panel=SPLITS)
+    redraw_splits: bool = option(
+        False, "Draw the splits by these shares, even where the data names them.", panel=SPLITS
+    )
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which frozen encoder makes the features."""
+
+    encoder: str = option(
+        "openai/clip-vit-base-patch32",
+        "builtin, a Hugging Face id or folder (CLIP, SigLIP, DINO, BLIP-2), or a folder with model.onnx.",
+        panel=WHAT,
+    )
+    layer: int | None = option(
+        None, "Layer whose output is cached; -2 unless given, the last for BLIP-2 and ONNX.", panel=WHAT
+    )
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """How features are made and stored. Only `codec`, `views`, `flip`, `seed` and `batch_size` decide a shard's bytes."""
+
+    codec: str = option(
+        "float16", "How features are stored: float32, float16, int8 (half of float16) or int4.", panel=STORAGE
+    )
+    shard_format: str = option(
+        "arrow",
+        "arrow, or webdataset: tars that the webdataset library reads.",
+        flags=("--format",),
+        panel=STORAGE,
+    )
+    shard_size: int = option(1024, "Records in a shard.", min=1, panel=STORAGE)
+    views: int = option(
+        0, "Augmented views of each training image: random crops, mirrored or not.", min=0, panel=STORAGE
+    )
+    flip: bool = option(
+        True,
+        "Whether views may be mirrored; captions may tell left from right.",
+        flags=("--flip/--no-flip",),
+        panel=STORAGE,
+    )
+    seed: int = option(0, "Seed of the views.", min=0, max=2**63 - 1, panel=STORAGE)
+    batch_size: int = option(64, "Images encoded at once.", min=1, panel=SPEED)
+    workers: int = option(0, "Threads that decode; 0: one a core.", min=0, panel=SPEED)
+    max_rejects: float = option(
+        0.05, "Share of unreadable records above which the run fails.", min=0, max=1, panel=SPEED
+    )
+    overwrite: bool = option(False, "Replace what is there.")
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Which device computes, and in which precision."""
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+    precision: str = option("auto", "auto, float32, bfloat16 or float16.")
+
+
+@dataclass(frozen=True)
+class WorkspaceOptions:
+    """Where everything lies that qf writes."""
+
+    workspace: Path = option(
+        WORKSPACE, "Folder for everything that qf writes.", flags=("--workspace", "-w"), envvar="QF_WORKSPACE"
+    )
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is printed."""
+
+    json: bool = option(False, "Print results as JSON on stdout, and nothing else there.")
+    quiet: bool = option(False, "Print no progress.", flags=("--quiet", "-q"))

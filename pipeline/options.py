@@ -1,0 +1,44 @@
+"""Options, written once: a dataclass field carries its help, limits and flags, and the command line is made from it.
+
+    @dataclass(frozen=True)
+    class TrainOptions:
+        epochs: float = option(20.0, "Passes over the training images.", min=0)
+        beta1: float = hidden(0.9)  # a field that is no option, on purpose
+
+Standard library only: the command line imports these classes at its start."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+OPTION = "option"  # the key of a field's metadata
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the command line shows of a field. Name, type and default are the field's own."""
+
+    help: str
+    min: float | None = None
+    max: float | None = None
+    flags: tuple[str, ...] = ()  # other names than --field-name, such as "--k", "-k"
+    panel: str | None = None  # the heading it stands under in --help
+    envvar: str | None = None
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    flags: tuple[str, ...] = (),
+    panel: str | None = None,
+    envvar: str | None = None,
+) -> Any:
+    """A dataclass field that is an option of the command line. `min` and `max` are inclusive."""
+    return field(default=default, metadata={OPTION: Option(help, min, max, flags, panel, envvar)})
+
+
+def hidden(default: Any) -> Any:
+    """A dataclass field that is on purpose no option of the command line."""
+    return field(default=default, metadata={OPTION: None})

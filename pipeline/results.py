@@ -1,0 +1,13 @@
+"""What a command returns: a frozen dataclass whose fields are the JSON of the contract and whose text is for people."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """Base of all results. A subclass defines `__str__`; one with fields that have no fixed names overrides `to_json`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        return asdict(self)

@@ -1,0 +1,73 @@
+"""Where features, runs and the index lie in a workspace, what is there, and which run was last. Standard library only."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from .artifacts import LOCK, MANIFEST, has_manifest, read_manifest
+from .errors import ArtifactError, QfError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder that holds everything qf writes: features/, runs/NAME/, index/."""
+
+    folder: Path
+
+    @property
+    def features(self) -> Path:
+        return self.folder / "features"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def run(self, name: str | None = None) -> Path:
+        """The folder of the run of that name, or of the one that finished last. QfError if there is none."""
+        if name is not None:
+            if not name or name in (".", "..") or Path(name).name != name:
+                raise QfError(f"{name!r} is not the name of a run: give the name of a folder in {self.runs}")
+            return self.runs / name
+        latest = self.latest_run()
+        if latest is None:
+            raise QfError(f"{self.folder} has no finished run; train one with `qf train`")
+        return latest
+
+    def latest_run(self) -> Path | None:
+        """The run that finished last, or None. Damaged runs are skipped with a warning."""
+        finished = {}
+        for path in self.runs.glob(f"*/{MANIFEST}"):
+            try:
+                finished[path.parent] = str(read_manifest(path.parent).get("finished", ""))
+            except ArtifactError as error:
+                log.warning("%s", error)
+        return max(finished, key=lambda run: finished[run], default=None)
+
+    def artifacts(self) -> list[Path]:
+        """The finished artifacts of the workspace, or the workspace's own folder if that is an artifact itself.
+
+        Unfinished ones are logged as warnings. QfError if nothing is finished."""
+        if has_manifest(self.folder) or self.folder.is_file():
+            return [self.folder]
+        every = [self.features, *sorted(self.runs.glob("*")), self.index]
+        finished = [part for part in every if has_manifest(part)]
+        unfinished = [part for part in (self.folder, *every) if _unfinished(part)]
+        if not finished and unfinished:
+            raise QfError(f"{unfinished[0]} is unfinished; run the command that began it again, and it goes on")
+        if not finished:
+            raise QfError(f"{self.folder} holds no features, run or index; begin with `qf extract SOURCE` or `qf demo`")
+        for part in unfinished:
+            log.warning("%s: unfinished; the command that began it goes on", part)
+        return finished
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether qf began an artifact there: it holds qf's lock and a plan or a configuration, and no manifest."""
+    begun = (folder / "plan.json").is_file() or (folder / "config.json").is_file()
+    return begun and (folder / LOCK).is_file() and not has_manifest(folder)

@@ -1,0 +1,13 @@
+"""What the manifest of an index holds. Standard library only."""
+
+from ...pipeline.artifacts import Kind
+
+INDEX = Kind(
+    "index",
+    "qf index",
+    {
+        **dict.fromkeys(("run", "features"), dict),
+        **dict.fromkeys(("images", "vectors", "texts", "per_image"), int),
+        "files": list,
+    },
+)
