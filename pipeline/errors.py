@@ -4,7 +4,8 @@ QfError                 anything below; the message says what to do next
 ├── DatasetError        a caption dataset that cannot be read as asked
 ├── EncoderError        a frozen encoder or language resource that cannot be loaded
 ├── ArtifactError       features, a run or an index: missing, unfinished, damaged, or made from something else
-└── TrainingError       training cannot start or go on
+├── TrainingError       training cannot start or go on
+└── UsageError          options that do not go together; the command line exits with 2
 """
 
 
@@ -26,6 +27,10 @@ class ArtifactError(QfError):
 
 class TrainingError(QfError):
     """Training cannot start or go on."""
+
+
+class UsageError(QfError):
+    """Options or arguments that do not go together."""
 
 
 def first_line(error: Exception) -> str:

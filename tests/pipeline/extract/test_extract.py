@@ -116,7 +116,8 @@ run_extract(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), **json.loads(sys.
 
 
 @pytest.mark.parametrize(
-    "options", [{"workers": 1}, {"workers": 3, "codec": "int8", "views": 2}, {"workers": 2, "shard_format": "webdataset"}]
+    "options",
+    [{"workers": 1}, {"workers": 3, "codec": "int8", "views": 2}, {"workers": 2, "shard_format": "webdataset"}],
 )
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, clip_folder, options):
     """Ten SIGKILLs each: while records are read, in the middle of shards, between a shard and its note, at the end."""

@@ -87,7 +87,7 @@ def cut(block, sizes):
 def open_features(folder, shards, codec, pooled, views=3):
     encoder = {"tokens": TOKENS, "width": WIDTH, "joint": JOINT if pooled else None}
     shards = [described(shard) for shard in shards]
-    manifest = {"encoder": encoder, "codec": codec, "shard_format": "webdataset", "views": views, "shards": shards}
+    manifest = {"encoder": encoder, "codec": codec, "format": "webdataset", "views": views, "shards": shards}
     counts = {"records": 0, "captions": 0, "rejected": 0, "splits": {}, "source": {}}
     write_manifest(folder, FEATURES, manifest | counts)
     return Features(folder)

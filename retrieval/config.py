@@ -1,0 +1,63 @@
+"""The options of search, evaluation and the demo. Standard library only."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..pipeline.errors import UsageError
+from ..pipeline.options import option
+
+QUERY, OUTPUT = "What is searched", "What is printed"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run answers."""
+
+    run: str | None = option(None, "Name of the run; the one trained last unless given.")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What to look for, besides a text, and how many hits to give."""
+
+    image: Path | None = option(None, "Search with this picture instead of a text.", panel=QUERY)
+    find: str = option("images", "With --image: images, or text for captions.", panel=QUERY)
+    k: int = option(10, "Number of hits.", min=1, flags=("--k", "-k"), panel=QUERY)
+    rerank: int = option(
+        0, "Re-rank this many of the first hits, at least -k, by image-text matching.", min=0, panel=QUERY
+    )
+    sheet: Path | None = option(None, "Draw the hits as a contact sheet, FILE.png.", panel=OUTPUT)
+
+    def check(self, query: str | None) -> None:
+        """UsageError unless the options and the text `query` make one question."""
+        if (query is None) == (self.image is None):
+            raise UsageError('give either a text, as in qf search "a dog on a beach", or --image FILE')
+        if self.find not in ("images", "text"):
+            raise UsageError("--find is images or text")
+        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
+            raise UsageError(f"--sheet {self.sheet}: the sheet is a PNG; give it a name that ends in .png")
+        if self.image is None and self.find == "text":
+            raise UsageError("--find text finds captions for a picture: give --image FILE instead of a text")
+        if self.image is not None and self.rerank:
+            raise UsageError("--rerank matches pictures with a text: it does not go with --image")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What is measured."""
+
+    split: str | None = option(None, "The split to measure on; test unless given, or val where there is no test.")
+    rerank: int = option(16, "Re-rank this many candidates of each query by image-text matching; 0: none.", min=0)
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """How large the demo is."""
+
+    epochs: float = option(8.0, "Passes over the sample's training scenes.", min=0)
+    scenes: int = option(
+        4000,
+        "Training scenes; a 16th more, 250 at most, for validation, and an 8th more, 500 at most, for testing.",
+        min=48,
+    )
+    seed: int = option(0, "Seed of training.", min=0, max=2**63 - 1)
