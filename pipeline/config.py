@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .options import option
+from .options import Panel, option
 
-WHAT, SPLITS, STORAGE, SPEED = "What is read", "Splits", "What is stored", "Speed and limits"
+WHAT, SPLITS = Panel(1, "What is read"), Panel(2, "Splits")
+STORAGE, SPEED = Panel(3, "What is stored"), Panel(4, "Speed and limits")
 WORKSPACE = Path("qf-out")
 
 
@@ -74,14 +75,23 @@ class ExtractOptions:
     max_rejects: float = option(
         0.05, "Share of unreadable records above which the run fails.", min=0, max=1, panel=SPEED
     )
-    overwrite: bool = option(False, "Replace what is there.")
+    overwrite: bool = option(False, "Replace what is there.", panel=STORAGE)
+    dry_run: bool = option(
+        False, "Print what would be made, how large and how long it would take; write nothing.", panel=STORAGE
+    )
 
 
 @dataclass(frozen=True)
-class ComputeOptions:
-    """Which device computes, and in which precision."""
+class DeviceOptions:
+    """Which device computes."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True)
+class ComputeOptions(DeviceOptions):
+    """Which device computes, and in which precision."""
+
     precision: str = option("auto", "auto, float32, bfloat16 or float16.")
 
 

@@ -13,6 +13,14 @@ from typing import Any
 OPTION = "option"  # the key of a field's metadata
 
 
+@dataclass(frozen=True, order=True)
+class Panel:
+    """A heading of --help. Panels of a command stand in the order of `rank`."""
+
+    rank: int
+    title: str
+
+
 @dataclass(frozen=True)
 class Option:
     """What the command line shows of a field. Name, type and default are the field's own."""
@@ -21,7 +29,7 @@ class Option:
     min: float | None = None
     max: float | None = None
     flags: tuple[str, ...] = ()  # other names than --field-name, such as "--k", "-k"
-    panel: str | None = None  # the heading it stands under in --help
+    panel: Panel = Panel(0, "Options")  # typer's own heading
     envvar: str | None = None
 
 
@@ -32,11 +40,16 @@ def option(
     min: float | None = None,
     max: float | None = None,
     flags: tuple[str, ...] = (),
-    panel: str | None = None,
+    panel: Panel = Option.panel,
     envvar: str | None = None,
 ) -> Any:
     """A dataclass field that is an option of the command line. `min` and `max` are inclusive."""
     return field(default=default, metadata={OPTION: Option(help, min, max, flags, panel, envvar)})
+
+
+def required(help: str) -> Any:
+    """A dataclass field that is an option which must be given."""
+    return field(metadata={OPTION: Option(help)})
 
 
 def hidden(default: Any) -> Any:

@@ -39,6 +39,11 @@ class Workspace:
             raise QfError(f"{self.folder} has no finished run; train one with `qf train`")
         return latest
 
+    def weights(self, name: str | None) -> str | None:
+        """The folder of the run of that name, if there is one; otherwise the name as it is."""
+        is_run = name is not None and Path(name).name == name and (self.runs / name / "config.json").is_file()
+        return str((self.runs / str(name)).resolve()) if is_run else name
+
     def latest_run(self) -> Path | None:
         """The run that finished last, or None. Damaged runs are skipped with a warning."""
         finished = {}

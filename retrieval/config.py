@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..pipeline.errors import UsageError
-from ..pipeline.options import option
+from ..pipeline.options import Panel, option
 
-QUERY, OUTPUT = "What is searched", "What is printed"
+QUERY, OUTPUT = Panel(1, "What is searched"), Panel(2, "What is drawn")
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,24 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
-class DemoOptions:
-    """How large the demo is."""
+class ExplainOptions:
+    """Where the drawing goes."""
 
+    out: Path | None = option(None, "The drawing, a PNG; explain.png in the workspace unless given.")
+
+    def check(self) -> None:
+        """UsageError if the drawing is to be no PNG."""
+        if self.out is not None and self.out.suffix.lower() != ".png":
+            raise UsageError(f"--out {self.out}: the drawing is a PNG; give it a name that ends in .png")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """How large the demo is, and where it goes."""
+
+    workspace: Path | None = option(
+        None, "Folder for all of it; demo in the usual workspace unless given.", flags=("--workspace", "-w")
+    )
     epochs: float = option(8.0, "Passes over the sample's training scenes.", min=0)
     scenes: int = option(
         4000,

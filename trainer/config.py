@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from ..pipeline.options import hidden, option
+from ..pipeline.errors import UsageError
+from ..pipeline.options import Panel, hidden, option, required
 
-WHAT, HOW_LONG, MEMORY = "What is trained", "How long and how", "Memory and speed"
-START, OUTPUT = "Where training starts", "What is written"
+WHAT, START, HOW_LONG = Panel(1, "What is trained"), Panel(2, "Where training starts"), Panel(3, "How long and how")
+MEMORY, OUTPUT = Panel(4, "Memory and speed"), Panel(5, "What is written")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,35 @@ class LoopConfig:
     keep: int = option(2, "Checkpoints to keep, besides the best weights.", min=1, panel=OUTPUT)
 
 
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a training is started and where it is written; no part of what the run is."""
+
+    stage: int = option(
+        1, "1: the Q-Former alone. Stage 2, with a language model, is still to come.", min=1, max=1, panel=WHAT
+    )
+    nproc: int = option(1, "Processes on this machine, one a GPU; or start them with torchrun.", min=1, panel=MEMORY)
+    cache_on_device: bool = option(
+        False, "Keep all features in the device's memory if they fit, else in the host's.", panel=MEMORY
+    )
+    name: str = option("stage1", "Name of the run.", panel=OUTPUT)
+    index: bool = option(True, "Build the index from the trained model.", flags=("--index/--no-index",), panel=OUTPUT)
+    tensorboard: bool = option(False, "Write the metrics for TensorBoard as well, into the run's folder.", panel=OUTPUT)
+    overwrite: bool = option(False, "Replace what is there.", panel=OUTPUT)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Whose layout a run is exported in."""
+
+    to: str = required(
+        "huggingface: a folder for Blip2ForImageTextRetrieval.from_pretrained, with the vision model where the encoder is a "
+        "BLIP-2's. lavis: BLIP-2's own key names; since qf writes no pickle, load it there with "
+        "model.load_state_dict(safetensors.torch.load_file(OUT), strict=False)."
+    )
+    overwrite: bool = option(False, "Replace what is there.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage1Config(LoopConfig):
     """How to train stage 1; saved with the run."""
@@ -129,3 +159,8 @@ class Stage1Config(LoopConfig):
         min=1,
         panel=MEMORY,
     )
+
+    def check(self) -> None:
+        """UsageError unless the options make a training."""
+        if not self.epochs and self.init is None:
+            raise UsageError("--epochs 0 trains nothing: give the weights to keep with --init")
