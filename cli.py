@@ -9,9 +9,8 @@ import json
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +19,9 @@ import typer
 from .pipeline.errors import QfError
 from .pipeline.formatting import by_split, counted, duration, size
 from .trainer.config import PRESETS, Stage1Config
+from .trainer.runs.panel import RECALLS, Pace, TrainingPanel, losses_of
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from rich.live import Live
     from rich.progress import Progress
 
@@ -362,11 +361,11 @@ def train(
 
             display.say("indexing")
             indexed = build_index(open_run(folder, on, precision), features, workspace / "index")
-            summary["index"] = indexed["index"]
+            summary = replace(summary, index=indexed["index"])
     if as_json:
-        print_json(summary)
+        print_json(summary.to_json())
         return
-    say_train(summary)
+    print(summary)
     if index:
         say_index(indexed)
 
@@ -604,7 +603,7 @@ def export(
     with Display(quiet) as display:
         display.say(f"exporting {folder}")
         summary = export(folder, out, to, overwrite)
-    print_json(summary) if as_json else say_export(summary)
+    print_json(summary.to_json()) if as_json else print(summary)
 
 
 def artifacts_at(path: Path) -> list[Path]:
@@ -694,11 +693,6 @@ def say_train(s: dict[str, Any]) -> None:
     print(f"run       {s['run']}: {trained}  ({duration(s['seconds'])})")
 
 
-def say_export(s: dict[str, Any]) -> None:
-    parts = "Q-Former and vision model" if s["vision"] else "Q-Former"
-    print(f"export    {s['export']}: {parts} in the layout of {s['layout']}; {size(s['bytes'])}")
-
-
 def say_index(s: dict[str, Any]) -> None:
     print(
         f"index     {s['images']:,} images as {s['vectors']:,} vectors, {s['texts']:,} texts; {size(s['bytes'])} at "
@@ -771,37 +765,6 @@ def say_info(name: str, manifest: dict[str, Any]) -> None:
         vectors = f"{manifest['vectors']:,} vectors, {manifest['texts']:,} texts ({manifest['type']})"
         print(f"  holds     {manifest['images']:,} images as {vectors}")
         print(f"  from      {manifest['run']['path']} and {manifest['features']['path']}; {size(manifest['bytes'])}")
-
-
-RECALLS = {
-    "text_to_image_R@1": "text to image",
-    "image_to_text_R@1": "image to text",
-    "reranked_text_to_image_R@1": "matched",
-}
-
-
-def losses_of(line: dict[str, Any]) -> str:
-    found = ((name, value) for name, value in line.items() if name.startswith("loss_") and value is not None)
-    return "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in found)
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-class Pace:
-    """How fast something goes, by its last reports."""
-
-    def __init__(self) -> None:
-        self.reports: deque[tuple[float, int]] = deque(maxlen=20)  # when, how much was done
-
-    def left(self, total: int) -> float | None:
-        """Seconds until `total` is done, from the last report on."""
-        (first, begun), (last, done) = self.reports[0], self.reports[-1]
-        return (last - first) * (total - done) / (done - begun) if done > begun else None
 
 
 class Display:
@@ -879,67 +842,6 @@ class Display:
             self.say(f"step {line['step']:,}: validation R@1 {', '.join(recalls)}{best}")
         else:
             self._line("train", line["step"], total, f"{losses_of(line)}  {line['pairs_per_second']:.0f} pairs/s")
-
-
-class TrainingPanel:
-    """A run while it trains, drawn anew several times a second: its clocks go on between the lines of the log."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.pace, self.over = total, Pace(), False
-        self.step: dict[str, Any] = {}  # the last line of each kind
-        self.validation: dict[str, Any] = {}
-        self.best: dict[str, Any] = {}
-
-    def add(self, line: dict[str, Any]) -> None:
-        """A line of metrics.jsonl."""
-        if "split" in line:
-            self.validation = line
-            self.best = line if line["best"] else self.best
-        else:
-            self.step = line
-            self.pace.reports.append((time.monotonic(), line["step"]))
-
-    def __rich__(self) -> "RenderableType":
-        from rich.console import Group
-        from rich.panel import Panel
-
-        parts = [*([self._progress()] if self.step else []), *([self._recalls()] if self.validation else [])]
-        return Panel(Group(*parts), title="training", title_align="left", border_style="dim", width=80)
-
-    def _progress(self) -> "RenderableType":
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
-        step = self.step
-        left = self.pace.left(self.total)
-        if left is None:  # so far by the average since the run began
-            left = step["seconds"] / step["step"] * (self.total - step["step"])
-        left = 0.0 if self.over else left
-        since = time.monotonic() - self.pace.reports[-1][0] if left else 0.0
-        remaining = f", about {clock(left - since)} left" if left > since else ""
-        rows = {
-            "step": f"{step['step']:,} of {self.total:,}, epoch {step['epoch']:.2f}",
-            "time": f"{clock(step['seconds'] + since)} so far{remaining}; {step['pairs_per_second']:,.0f} pairs/s",
-            "loss": f"{step['loss']:.3f}    {losses_of(step)}",
-            "lr": f"{step['lr']:.2g}, gradient norm {step['grad_norm']:.3g}",
-        }
-        table = Table.grid(padding=(0, 2))
-        table.add_row("", ProgressBar(self.total, step["step"], width=70))
-        for name, text in rows.items():
-            table.add_row(f"[dim]{name}", text)
-        return table
-
-    def _recalls(self) -> "RenderableType":
-        from rich.table import Table
-
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for title in ("R@1", "step", *RECALLS.values()):
-            table.add_column(title, justify="right" if title != "R@1" else "left", header_style="dim")
-        for name, line in {"last": self.validation, "best": self.best}.items():
-            if line:
-                values = (f"{line[recall]:.1f}" if recall in line else "" for recall in RECALLS)
-                table.add_row(f"[dim]{name}", f"{line['step']:,}", *values)
-        return table
 
 
 # ---- the way out -----------------------------------------------------------------------------------------------------
