@@ -10,7 +10,7 @@ not counted. Readers:
     numpy+   the same to one array that is used again and again, which no loader can hand out
     encoded  Features.read to the loader's memory, in the same thread
     batch    Batches.batch: with captions, padding and masks, in the same thread
-    steps    Batches.steps: the same, made ahead in a thread, as training takes it; a step takes no time here
+    steps    Batches.between: the same, made ahead in a thread, as training takes it; a step takes no time here
 
 Prints one JSON object: GB/s of feature bytes (median of the turns), and the median of each turn's ratios to numpy and numpy+."""
 
@@ -116,7 +116,7 @@ def main() -> None:
             features, features.rows(), vocabulary, batch_size=a.batch_size, captions_per_image=0, matched_captions=1,
             max_text_length=32, seed=0,
         )  # fmt: skip
-        count, order = batches.steps_per_epoch, batches.order(0)
+        count, order = batches.per_epoch, batches.sampler.order(0)
         chosen = [np.sort(order[n * batches.batch_size :][: batches.batch_size]) for n in range(count)]
         nothing = np.zeros(batches.batch_size, np.int64)
         arrays = mapped(features)
@@ -137,7 +137,7 @@ def main() -> None:
             "numpy+": lambda: by_numpy(lambda: kept),
             "encoded": lambda: [None for some in chosen if not features.read(some, nothing, batches.empty)],
             "batch": lambda: [None for n in range(count) if not batches.batch(n)],
-            "steps": lambda: [None for batch in batches.steps(0, count) if not batch],
+            "steps": lambda: [None for batch in batches.between(0, count) if not batch],
         }
         seconds: dict[str, list[float]] = {name: [] for name in readers}
         for turn in range(a.turns + 1):

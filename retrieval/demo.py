@@ -79,7 +79,7 @@ def demo(
     ]
     return {
         "extract": extracted,
-        "train": trained,
+        "train": trained.to_json(),
         "index": indexed,
         "eval": evaluated,
         "search": found,

@@ -10,9 +10,8 @@ from torch import Tensor
 from ..pipeline.encoders.text import TextModel, has_text_model
 from ..pipeline.errors import EncoderError, QfError
 from ..pipeline.features.reader import Features
-from ..trainer.metrics.retrieval import image_to_text, retrieval, text_to_image
+from ..trainer.metrics.retrieval import RetrievalSet, image_to_text, retrieval, text_to_image
 from ..trainer.stage1.embedder import rerank, similarity_matrix
-from ..trainer.stage1.stage import RetrievalSet
 from .encode.qformer import Run, check_features
 
 

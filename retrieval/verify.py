@@ -13,7 +13,7 @@ from ..pipeline.extract.ledger import REJECTS
 from ..pipeline.features.codecs import decode
 from ..pipeline.features.reader import SPLITS, Features
 from ..trainer.manifest import RUN
-from ..trainer.weights.read import load_qformer
+from ..trainer.qformer import QFormer
 from .index.store import check_origin, open_index
 
 CURES = {
@@ -106,7 +106,7 @@ def _lines(file: Path) -> int:
 
 
 def _run(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    load_qformer(folder)  # every weight has its name and shape
+    QFormer.from_pretrained(folder)  # every weight has its name and shape
     return []
 
 

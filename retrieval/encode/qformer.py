@@ -12,9 +12,9 @@ from ...pipeline.device import resolve_precision
 from ...pipeline.errors import ArtifactError
 from ...pipeline.features.reader import Features
 from ...trainer.manifest import RUN
+from ...trainer.qformer import QFormer
 from ...trainer.stage1.embedder import Embedder
 from ...trainer.tokens import Tokens
-from ...trainer.weights.read import load_qformer
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def open_run(folder: Path, device: torch.device, precision: str) -> Run:
     """The model of a run on a device, to compute in `precision` (see `resolve_precision`). ArtifactError if the run is unfinished or
     damaged."""
     manifest = read_manifest(folder, RUN)
-    model = load_qformer(folder).to(device)
+    model = QFormer.from_pretrained(folder).to(device)
     tokens = Tokens.load(folder / "tokenizer.json")
     dtype = resolve_precision(precision, device)
     return Run(folder, manifest, Embedder(model, tokens, device, dtype, manifest["train"]["max_text_length"]))

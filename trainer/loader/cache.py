@@ -1,4 +1,4 @@
-"""All training features in memory, as they are on disk: on the device if they fit there, else in host memory."""
+"""All training features in memory, in their codec: on the device if they fit there, else in host memory."""
 
 from collections.abc import Callable
 from math import prod
@@ -12,13 +12,13 @@ from ...pipeline.features.codecs import Encoded
 from ...pipeline.features.reader import Empty, Features
 from ...pipeline.formatting import size
 
-SHARE = 0.7  # of the free memory that features may take; the rest is for the model at work
-CHUNK = 256  # images copied to the device at once
+SHARE = 0.7  # of the free memory that features may take; training needs the rest
+COPIED = 256  # images copied to the device at once
 CPU = torch.device("cpu")
 
 
 class Cache:
-    """The features of n training images and their views on one device: a `Source` of batches, bit for bit as the disk is."""
+    """The features of n training images and their views on one device. A `FeatureSource` with the same bits as the disk."""
 
     def __init__(self, features: Features, rows: np.ndarray, device: torch.device) -> None:
         """Reads them all."""
@@ -32,13 +32,13 @@ class Cache:
             name: torch.empty((len(rows), *shape), dtype=dtype, device=device)
             for name, (dtype, shape) in features.columns.items()
         }
-        for start in range(0, len(rows), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            for name, values in features.read(rows[chunk], views[chunk]).items():
-                self.columns[name][chunk].copy_(values)  # waits: batches read it from another stream
+        for start in range(0, len(rows), COPIED):
+            some = slice(start, start + COPIED)
+            for name, values in features.read(rows[some], views[some]).items():
+                self.columns[name][some].copy_(values)  # waits: batches read it from another stream
 
     def __call__(self, chosen: np.ndarray, views: np.ndarray, empty: Empty) -> Encoded:
-        """The columns of some of the images, on the cache's device; in memory of `empty`'s where that is the host."""
+        """The columns of some images, on the cache's device. In host memory, `empty` allocates the result."""
         index = views * self.count + chosen
         return {name: self._take(column, index, empty) for name, column in self.columns.items()}
 
@@ -54,8 +54,9 @@ class Cache:
 def cached(
     features: Features, rows: np.ndarray, device: torch.device, processes: int, say: Callable[[str], None]
 ) -> Cache | None:
-    """The features of `rows` on the device if they fit, else in host memory, where each of `processes` keeps its
-    own; None if they fit in neither. `say` is told which it is."""
+    """The features of `rows` on the device if they fit, else in host memory; None if they fit in neither.
+
+    In host memory each of `processes` holds a copy. Calls `say` with a line that tells where the features are."""
     images = len(rows) * (1 + features.views)
     needed = images * sum(dtype.itemsize * prod(shape) for dtype, shape in features.columns.values())
     full: list[str] = []

@@ -1,22 +1,36 @@
-"""Checkpoints: one safetensors file each, written atomically, that holds all that training needs to go on to the bit."""
+"""Checkpoints of training: one safetensors file each, written atomically, from which training goes on to the bit."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ...pipeline.artifacts import atomic_file
-from ..qformer import QFormer
+from ...pipeline.errors import ArtifactError, first_line
 
-BEST = "best.safetensors"
+FOLDER = "checkpoints"  # in the folder of a run
+BEST = "best.safetensors"  # weights alone, of the best validation so far
+
+
+@dataclass
+class TrainState:
+    """How far training is. A checkpoint holds it beside the tensors."""
+
+    step: int = 0  # steps done
+    seconds: float = 0.0
+    waited: float = 0.0  # seconds spent waiting for data
+    pairs: int = 0  # image-text pairs seen
+    best: float = -1.0  # the highest score of a validation
+    stale: int = 0  # validations since the best one
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-    """Tensors and a JSON value in one safetensors file, atomically."""
+    """Write tensors and a JSON value into one safetensors file, atomically."""
     data = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, {"info": json.dumps(info)})
     with atomic_file(path) as file:
         file.write(data)
@@ -29,16 +43,37 @@ def load_info(path: Path) -> dict[str, Any]:
         return info
 
 
+def save_best(folder: Path, model: nn.Module, info: dict[str, Any]) -> None:
+    """Write the weights as the best so far; `info` holds their step and their metrics."""
+    folder.mkdir(exist_ok=True)
+    save_tensors(folder / BEST, model.state_dict(), info)
+
+
+def load_best(folder: Path, model: nn.Module) -> dict[str, Any]:
+    """Load the best weights into the model, if there are any. Returns the info that `save_best` wrote, or {}.
+
+    ArtifactError if they cannot be read."""
+    path = folder / BEST
+    if not path.is_file():
+        return {}
+    try:
+        model.load_state_dict(load_file(path))
+        return load_info(path)
+    except Exception as error:  # safetensors and PyTorch raise errors of many kinds
+        raise ArtifactError(f"{path} cannot be read as weights: {first_line(error)}; train with --overwrite") from error
+
+
 def save_checkpoint(
-    folder: Path, model: QFormer, optimizer: torch.optim.Optimizer, info: dict[str, Any], keep: int
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, keep: int
 ) -> None:
-    """Weights and optimiser as `step-N.safetensors`; of older ones `keep - 1` stay. `info` holds the step, of which all that
-    is random is a function."""
+    """Write weights, optimiser and state as `step-N.safetensors`, and delete all but the last `keep` checkpoints.
+
+    A checkpoint needs no state of a random generator: all random numbers of training depend on the step alone."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
-    save_tensors(folder / f"step-{info['step']:08d}.safetensors", tensors, info)
+    save_tensors(folder / f"step-{state.step:08d}.safetensors", tensors, asdict(state))
     for old in steps(folder)[:-keep]:
         old.unlink()
 
@@ -48,17 +83,20 @@ def steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"))
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> dict[str, Any]:
-    """Put everything back as it was; returns the info."""
+def last_step(folder: Path) -> int:
+    """The number of steps done at the last checkpoint in `folder`; 0 without one."""
+    saved = steps(folder)
+    return int(saved[-1].stem.removeprefix("step-")) if saved else 0
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> TrainState:
+    """Restore weights and optimiser. Returns the state."""
     with safe_open(path, "pt") as file:
         names = list(file.keys())
         model.load_state_dict({k.removeprefix("model."): file.get_tensor(k) for k in names if k.startswith("model.")})
         for name, parameter in model.named_parameters():
             prefix = f"optimizer.{name}."
             state = {k.removeprefix(prefix): file.get_tensor(k) for k in names if k.startswith(prefix)}
-            # fused AdamW keeps its step count on the parameters' device
+            # fused AdamW keeps its step count on the device of the parameters
             optimizer.state[parameter] = {k: v.to(device) for k, v in state.items()}
-        info: dict[str, Any] = json.loads(file.metadata()["info"])
-        return info
+        return TrainState(**json.loads(file.metadata()["info"]))

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard beside it, and a report to the caller."""
+"""The log of a run: metrics.jsonl, TensorBoard beside it, and a report of each line to the caller."""
 
 import json
 import time
@@ -10,8 +10,13 @@ from typing import Any
 from ...pipeline.artifacts import atomic_file
 from ...pipeline.errors import TrainingError
 
-TENSORBOARD = "tensorboard"
-Report = Callable[[dict[str, Any], int], None]  # a line of metrics.jsonl, steps in all
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"  # folder in the folder of a run
+Report = Callable[[dict[str, Any], int], None]  # takes a line of metrics.jsonl, and the total of steps
+
+
+def no_report(line: dict[str, Any], total: int) -> None:
+    """A Report that does nothing."""
 
 
 def summary_writer() -> type:
@@ -24,28 +29,29 @@ def summary_writer() -> type:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl, up to one that was cut off as it was written."""
+    """The lines of metrics.jsonl, up to a line that an interrupt left incomplete."""
     with suppress(json.JSONDecodeError):
         yield from map(json.loads, path.read_text().splitlines() if path.is_file() else [])
 
 
 class Log:
-    """The lines of metrics.jsonl in the run `folder`, of which a run that goes on from step `start` takes away those after it.
+    """Appends to metrics.jsonl in a run's folder, as a context manager.
 
-    A run that goes on reports its best validation and those since, for a start. With `writer`, TensorBoard gets the scalars
-    of all lines, those from before included: its files hold the same as metrics.jsonl, whenever the option was given."""
+    A run that resumes at step `start` drops the lines after it, then reports the best validation and those since. With `writer`
+    TensorBoard gets the numbers of all lines, earlier ones included, so that both always hold the same."""
 
     def __init__(
         self, folder: Path, start: int, seconds: float, total: int, report: Report, writer: type | None
     ) -> None:
-        path = folder / "metrics.jsonl"
+        """`seconds` of training up to `start`; `total` steps; `writer`: the class of `summary_writer`."""
+        path = folder / METRICS
         kept = [line for line in read_log(path) if line["step"] <= start] if start else []
         with atomic_file(path) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         self.total, self.report = total, report
         self.began, self.seconds = time.time() - seconds, 0.0
-        # readers of the folder forget what an earlier file says from purge_step on
+        # purge_step makes readers of the folder forget earlier files
         self.board = None if writer is None else writer(folder / TENSORBOARD, purge_step=0, flush_secs=10)
         for line in kept:
             self._scalars(line)
@@ -55,13 +61,14 @@ class Log:
             report(line, total)
 
     def write(self, line: dict[str, Any]) -> None:
+        """Append one line, and report it."""
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         self._scalars(line)
         self.report(line, self.total)
 
     def _scalars(self, line: dict[str, Any]) -> None:
-        """The numbers of a line, as `train/loss` or `val/text_to_image_R@1`, at the moment that it was written."""
+        """Give the numbers of a line to TensorBoard, as `train/loss` or `val/text_to_image_R@1`, with the time of the line."""
         if self.board is None:
             return
         self.seconds = line.get("seconds", self.seconds)
@@ -70,10 +77,14 @@ class Log:
                 tag = f"{line.get('split', 'train')}/{name}"
                 self.board.add_scalar(tag, value, line["step"], walltime=self.began + self.seconds)
 
+    def close(self) -> None:
+        """The end of the log."""
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
+        self.close()

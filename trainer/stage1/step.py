@@ -1,13 +1,12 @@
-"""The gradients of a stage-1 step, whatever the batch is split over: parts that fit in memory, or processes.
+"""The gradients of one batch of stage 1, split over micro-batches that fit in memory and over processes.
 
-The contrast needs the features of the whole batch at once, and nothing else of it. So its gradient is taken where the
-features are, and handed to the networks part by part (gradient caching: Gao et al. 2021, arXiv:2101.06983; here also over
-processes, instead of collectives that autograd sees). A pair to match goes where its image is, wherever its text comes
-from. Everything random is a function of the seed, the step, the process and the part.
+ITC compares the features of all images and texts of a batch. Its gradient is therefore computed on the features of the whole
+batch first, and then handed to the network micro-batch by micro-batch (gradient caching: Gao et al. 2021, arXiv:2101.06983).
+Processes exchange features in the same way, and autograd needs to know nothing of them. A pair to match goes to the process
+and micro-batch of its image. All random numbers are a function of the seed, the batch, the process and the micro-batch.
 
-Letters as in objectives.py; n images and k texts of a part."""
+Letters as in objectives.py; n images and k texts of a micro-batch."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,42 +18,25 @@ from torch.nn.parallel import DistributedDataParallel
 from ...pipeline.device import autocast
 from ...pipeline.features.codecs import decode
 from ..distributed.processes import ALONE, Processes
-from ..loader.batches import Batch, Part
-from ..objectives import (
-    LOSSES,
-    hard_negatives,
-    itc_loss,
-    itg_loss,
-    itm_loss,
-    itm_pairs,
-    positives,
-    similarities,
-)
+from ..loader.batches import Batch, MicroBatch
+from ..objectives import hard_negatives, itc_loss, itg_loss, itm_loss, itm_pairs, positives, similarities
 from ..qformer import ImageEncoding, QFormer
+from .plan import StepPlan
 
 
 @dataclass(frozen=True)
-class StepPlan:
-    """Where training is. `number` counts batches."""
+class BatchGradients:
+    """What the micro-batches need to know of the whole batch: the gradients of loss_itc, and the pairs to match."""
 
-    number: int
-    losses: Sequence[str] = LOSSES
-    hardness: float = 1.0
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """What the whole batch tells its parts: gradients of loss_itc, and the pairs to match."""
-
-    loss: Tensor
-    images: Tensor  # (B, Q, E) gradient
-    texts: Tensor  # (M, E) gradient
-    temp: Tensor  # () gradient
-    pairs: tuple[Tensor, Tensor, Tensor] | None  # see itm_pairs
+    loss: Tensor  # loss_itc
+    images: Tensor  # (B, Q, E) its gradient by the image features
+    texts: Tensor  # (M, E) its gradient by the text features
+    temp: Tensor  # () its gradient by the temperature
+    pairs: tuple[Tensor, Tensor, Tensor] | None  # see `itm_pairs`; None without ITM
 
 
-class Stage1(nn.Module):
-    """Parts of a batch to what is to be differentiated. Wrapped by DistributedDataParallel where there are several processes."""
+class Stage1Step(nn.Module):
+    """The forward pass of a micro-batch. DistributedDataParallel wraps it where there are several processes."""
 
     def __init__(
         self,
@@ -68,23 +50,23 @@ class Stage1(nn.Module):
         self.model, self.processes = model, processes
         self.dtype, self.token_dropout, self.seed = dtype, token_dropout, seed
 
-    def encode(self, batch: Batch, number: int, moment: StepPlan) -> tuple[ImageEncoding, Tensor]:
-        """The images of part `number`, and unit features (k, E) of its texts. The same whenever it is called."""
-        part = batch.parts[number]
-        torch.manual_seed(self._seed(0, moment.number, self.processes.rank, number))
-        encoded = {name: column[part.encoded] for name, column in batch.encoded.items()}
+    def encode(self, batch: Batch, n: int, plan: StepPlan) -> tuple[ImageEncoding, Tensor]:
+        """The images of micro-batch `n`, and unit features (k, E) of its texts. The result is the same at every call."""
+        micro = batch.micro_batches[n]
+        torch.manual_seed(self._seed(0, plan.number, self.processes.rank, n))
+        encoded = {name: column[micro.encoded] for name, column in batch.encoded.items()}
         image = self.model.encode_image(drop_tokens(decode(encoded), self.token_dropout))
-        texts = batch.input_ids[part.texts], batch.attention_mask[part.texts]
+        texts = batch.input_ids[micro.texts], batch.attention_mask[micro.texts]
         return image, self.model.encode_text(*texts, first_only=True).features
 
-    def features(self, batch: Batch, number: int, moment: StepPlan) -> tuple[Tensor, Tensor]:
-        """(n, Q, E) and (k, E) of part `number`."""
-        image, texts = self.encode(batch, number, moment)
+    def features(self, batch: Batch, n: int, plan: StepPlan) -> tuple[Tensor, Tensor]:
+        """Image features (n, Q, E) and text features (k, E) of micro-batch `n`."""
+        image, texts = self.encode(batch, n, plan)
         return image.features, texts
 
     @torch.no_grad()
-    def contrast(self, batch: Batch, image_features: Tensor, texts: Tensor, moment: StepPlan) -> Contrast:
-        """From the features of all parts of this process, (·, Q, E) and (·, E); in float32, or maxima would tie."""
+    def batch_gradients(self, batch: Batch, image_features: Tensor, texts: Tensor, plan: StepPlan) -> BatchGradients:
+        """From the features (·, Q, E) and (·, E) of all micro-batches of this process; in float32, or maxima would tie."""
         counts = [len(image_features)] * self.processes.count
         leaves = [
             self.processes.gather(image_features.detach(), counts),
@@ -99,51 +81,53 @@ class Stage1(nn.Module):
             loss = itc_loss(similarity, positive)
             gradients = torch.autograd.grad(loss, leaves)
         pairs = None
-        if "loss_itm" in moment.losses:
-            generator = torch.Generator(texts.device).manual_seed(self._seed(1, moment.number))
+        if "loss_itm" in plan.losses:
+            generator = torch.Generator(texts.device).manual_seed(self._seed(1, plan.number))
             negatives = hard_negatives(
-                similarity.detach(), positive, batch.image_rows, batch.matched, moment.hardness, generator
+                similarity.detach(), positive, batch.image_rows, batch.matched, plan.hardness, generator
             )
             drawn = self.processes.from_first(torch.stack(negatives))
             pairs = itm_pairs(positive, batch.image_rows, batch.matched, (drawn[0], drawn[1]))
-        return Contrast(loss.detach(), gradients[0], gradients[1], gradients[2], pairs)
+        return BatchGradients(loss.detach(), gradients[0], gradients[1], gradients[2], pairs)
 
     def forward(
-        self, batch: Batch, number: int, moment: StepPlan, contrast: Contrast | None = None
+        self, batch: Batch, n: int, plan: StepPlan, whole: BatchGradients | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Part `number` to a scalar whose gradient is the part's share of the batch's, and its share of each loss.
+        """A scalar whose gradient is the share of micro-batch `n` in the batch's gradient, and its share of each loss.
 
-        `contrast` is found here where the part is all that there is of the process."""
-        part, processes = batch.parts[number], self.processes
-        image, texts = self.encode(batch, number, moment)
-        if contrast is None:
-            contrast = self.contrast(batch, image.features, texts, moment)
+        Without `whole`, the micro-batch must be the only one of this process: the batch's gradients are then computed here."""
+        micro, processes = batch.micro_batches[n], self.processes
+        image, texts = self.encode(batch, n, plan)
+        if whole is None:
+            whole = self.batch_gradients(batch, image.features, texts, plan)
         shares = {}
-        if "loss_itm" in moment.losses:
-            shares["loss_itm"] = self._matching(batch, part, image, contrast)
-        if "loss_itg" in moment.losses:
-            shares["loss_itg"] = self._generation(batch, part, image)
+        if "loss_itm" in plan.losses:
+            shares["loss_itm"] = self._matching(batch, micro, image, whole)
+        if "loss_itg" in plan.losses:
+            shares["loss_itg"] = self._generation(batch, micro, image)
         total = torch.stack([*shares.values()]).sum() if shares else torch.zeros((), device=texts.device)
-        equal = 1 / (processes.count * len(batch.parts))  # this part's share of what all of them know
-        if "loss_itc" in moment.losses:
-            total = total + (image.features * contrast.images[part.images]).sum()
-            total = total + (texts * contrast.texts[part.texts]).sum() + self.model.temp * contrast.temp * equal
-            shares = {"loss_itc": contrast.loss * equal, **shares}
+        equal = 1 / (processes.count * len(batch.micro_batches))  # each micro-batch's share of what all of them know
+        if "loss_itc" in plan.losses:
+            total = total + (image.features * whole.images[micro.images]).sum()
+            total = total + (texts * whole.texts[micro.texts]).sum() + self.model.temp * whole.temp * equal
+            shares = {"loss_itc": whole.loss * equal, **shares}
         return total * processes.count, {name: share.detach() for name, share in shares.items()}
 
-    def _matching(self, batch: Batch, part: Part, image: ImageEncoding, contrast: Contrast) -> Tensor:
-        assert contrast.pairs is not None
-        images, texts, matches = contrast.pairs
+    def _matching(self, batch: Batch, micro: MicroBatch, image: ImageEncoding, whole: BatchGradients) -> Tensor:
+        """The share of loss_itm of the pairs whose image is in the micro-batch."""
+        assert whole.pairs is not None
+        images, texts, matches = whole.pairs
         total = len(images)
-        if self.processes.count * len(batch.parts) > 1:  # pairs go where their images are; asking waits for the device
-            here = ((images >= part.images.start) & (images < part.images.stop)).nonzero().squeeze(1)
-            images, texts, matches = images[here] - part.images.start, texts[here], matches[here]
+        if self.processes.count * len(batch.micro_batches) > 1:  # choosing pairs waits for the device
+            here = ((images >= micro.images.start) & (images < micro.images.stop)).nonzero().squeeze(1)
+            images, texts, matches = images[here] - micro.images.start, texts[here], matches[here]
         loss = itm_loss(self.model, image, images, batch.input_ids[texts], batch.attention_mask[texts], matches)
         return loss * (len(images) / total)
 
-    def _generation(self, batch: Batch, part: Part, image: ImageEncoding) -> Tensor:
-        texts = batch.matched[part.matched]
-        rows = batch.image_rows[texts] - part.images.start
+    def _generation(self, batch: Batch, micro: MicroBatch, image: ImageEncoding) -> Tensor:
+        """The share of loss_itg of the micro-batch's matched texts, by their tokens."""
+        texts = batch.matched[micro.matched]
+        rows = batch.image_rows[texts] - micro.images.start
         loss = itg_loss(self.model, image, rows, batch.input_ids[texts], batch.attention_mask[texts])
         here, everywhere = (batch.attention_mask[some, 1:].sum() for some in (texts, batch.matched))
         return loss * (here / everywhere)
@@ -153,9 +137,9 @@ class Stage1(nn.Module):
 
 
 def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
-    """(B, T, W) -> (B, the rest of T, W): a random share of the tokens left out, the same for the whole batch.
+    """(B, T, W) -> (B, T', W): leaves out a random share of the tokens, the same ones for the whole batch.
 
-    Masking patches as FLIP does (Li et al. 2023, arXiv:2212.00794), here against overfitting of small datasets."""
+    FLIP masks patches so for speed (Li et al. 2023, arXiv:2212.00794); here it works against overfitting of small datasets."""
     if share == 0:
         return image_embeds
     count = image_embeds.shape[1]
@@ -164,26 +148,26 @@ def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
 
 
 def backward(
-    stage: nn.Module, batch: Batch, moment: StepPlan, weight: float = 1.0, last: bool = True
+    module: nn.Module, batch: Batch, plan: StepPlan, weight: float = 1.0, last: bool = True
 ) -> dict[str, Tensor]:
-    """Add `weight` times the gradients of the batch's losses to the parameters; returns this process's share of each loss.
+    """Add `weight` times the gradients of the batch's losses to the parameters. Returns this process's share of each loss.
 
-    `stage` is a Stage1, wrapped or not. Only with `last` are the gradients exchanged between processes."""
-    plain = stage.module if isinstance(stage, DistributedDataParallel) else stage
-    assert isinstance(plain, Stage1)
-    device = batch.input_ids.device
-    contrast = None
-    if len(batch.parts) > 1:
-        with torch.no_grad(), autocast(device, plain.dtype):
-            features = [plain.features(batch, number, moment) for number in range(len(batch.parts))]
-            images, texts = (torch.cat(parts) for parts in zip(*features, strict=True))
-            contrast = plain.contrast(batch, images, texts, moment)
+    `module` is a Stage1Step, wrapped or not. Processes exchange their gradients only with `last`."""
+    step = module.module if isinstance(module, DistributedDataParallel) else module
+    assert isinstance(step, Stage1Step)
+    device, count = batch.input_ids.device, len(batch.micro_batches)
+    whole = None
+    if count > 1:
+        with torch.no_grad(), autocast(device, step.dtype):
+            features = [step.features(batch, n, plan) for n in range(count)]
+            images, texts = (torch.cat(some) for some in zip(*features, strict=True))
+            whole = step.batch_gradients(batch, images, texts, plan)
     shares = []
-    for number in range(len(batch.parts)):
-        exchange = last and number == len(batch.parts) - 1
-        with nullcontext() if exchange or stage is plain else stage.no_sync():  # type: ignore[operator]
-            with autocast(device, plain.dtype):
-                total, losses = stage(batch, number, moment, contrast)
+    for n in range(count):
+        exchange = last and n == count - 1
+        with nullcontext() if exchange or module is step else module.no_sync():  # type: ignore[operator]
+            with autocast(device, step.dtype):
+                total, losses = module(batch, n, plan, whole)
             (total * weight).backward()
         shares.append(losses)
     return {name: torch.stack([losses[name] for losses in shares]).sum() for name in shares[0]}

@@ -1,72 +1,84 @@
 """Weights out: a run as a folder for transformers' Blip2ForImageTextRetrieval, or as one file under LAVIS's names.
 
-Both carry everything that the run's model is, so that `QFormer.from_pretrained` gets it back to the bit; no pickle is written."""
+Both hold the whole model, so that `QFormer.from_pretrained` restores it to the bit. Neither holds a pickle."""
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
-from ...pipeline.artifacts import atomic_file, is_artifact, read_manifest, write_json
+from ...pipeline.artifacts import atomic_file, is_artifact, read_manifest, sha256_file, write_json
 from ...pipeline.encoders.identity import encoder_folder, model_type, read_processor, weights_sha256
 from ...pipeline.encoders.transformers import BLIP_2, VISION_MODELS, load_model
 from ...pipeline.errors import ArtifactError, EncoderError
+from ...pipeline.formatting import size
+from ...pipeline.results import Result
 from ..config import QFormerConfig
 from ..manifest import RUN
 from ..tokens import CLS, DEC, MASK, PAD, SEP, UNK, Tokens
 from .names import HUGGINGFACE_NAMES, LAVIS_NAMES, QFORMER_SIZES, STAGE1_HEADS
-from .read import load_qformer
+from .read import read_weights
 
 log = logging.getLogger(__name__)
 LAYOUTS = ("huggingface", "lavis")
 WEIGHTS = "model.safetensors"
 
 
-def export(run: Path, out: Path, layout: str, overwrite: bool = False) -> dict[str, Any]:
-    """Write the run's model to `out` in the layout of `huggingface` (a folder) or `lavis` (a .safetensors file, or a folder
-    with one), and return {export, layout, vision, files, bytes}. `vision`: whether it sees pixels.
+@dataclass(frozen=True)
+class Exported(Result):
+    """The files that `export` wrote."""
 
-    ArtifactError if there is no run, `out` is taken and not to be overwritten, or the layout cannot hold the model;
-    EncoderError if the encoder that the run was trained on is not to be had, or has changed."""
+    export: str  # the file or folder
+    layout: str
+    vision: bool  # whether the vision model is among the weights
+    files: int
+    bytes: int
+
+    def __str__(self) -> str:
+        parts = "Q-Former and vision model" if self.vision else "Q-Former"
+        return f"export    {self.export}: {parts} in the layout of {self.layout}; {size(self.bytes)}"
+
+
+def export(run: Path, out: Path, layout: str, overwrite: bool = False) -> Exported:
+    """Write the run's model to `out` in the layout `huggingface` (a folder) or `lavis` (a .safetensors file, or a folder with one).
+
+    ArtifactError if there is no run or its weights have changed, if `out` exists without `overwrite`, or if the layout cannot
+    hold the model. EncoderError if the encoder that made the features cannot be loaded or has changed."""
     if layout not in LAYOUTS:
         raise ArtifactError(f"--to {layout}: use {' or '.join(LAYOUTS)}")
     if out.suffix in (".pth", ".pt", ".bin"):
-        raise ArtifactError(f"{out}: qf writes no pickle; name a .safetensors file or a folder")
+        raise ArtifactError(f"{out}: qf writes no pickle; give a .safetensors file or a folder")
     manifest = read_manifest(run, RUN)
     if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not overwrite:
         raise ArtifactError(f"{out} is there already; choose another name, or replace it with --overwrite")
     if is_artifact(out if out.is_dir() else out.parent):
         raise ArtifactError(f"{out} is in a folder of qf's own; choose another name")
-    model = load_qformer(run)
+    if not (run / WEIGHTS).is_file() or sha256_file(run / WEIGHTS) != manifest["sha256"]:
+        raise ArtifactError(f"{run / WEIGHTS} is not the file that training wrote; train again with --overwrite")
+    state = read_weights(str(run)).state
+    config = QFormerConfig(**manifest["model"])
     tokens = Tokens.load(run / "tokenizer.json")
-    state = model.state_dict()
     if layout == "lavis":
         file = out if out.suffix == ".safetensors" else out / WEIGHTS
         file.parent.mkdir(parents=True, exist_ok=True)
         renamed = {LAVIS_NAMES.theirs(key): value for key, value in state.items()}
-        _save(file, renamed, {"model": asdict(model.config), "tokenizer": tokens.tokenizer.to_str()})
-        files, sees = [file], False
+        _save(file, renamed, {"model": asdict(config), "tokenizer": tokens.tokenizer.to_str()})
+        files, vision = [file], False
     else:
         if out.is_file():
             raise ArtifactError(f"{out} is a file; --to huggingface writes a folder")
-        files, sees = _to_huggingface(out, model.config, state, tokens, manifest["encoder"])
-    return {
-        "export": str(out),
-        "layout": layout,
-        "vision": sees,
-        "files": len(files),
-        "bytes": sum(file.stat().st_size for file in files),
-    }
+        files, vision = _to_huggingface(out, config, state, tokens, manifest["encoder"])
+    return Exported(str(out), layout, vision, len(files), sum(file.stat().st_size for file in files))
 
 
 def _to_huggingface(
     out: Path, config: QFormerConfig, state: dict[str, Tensor], tokens: Tokens, encoder: dict[str, Any]
 ) -> tuple[list[Path], bool]:
-    """The files of the folder, config.json last, and whether the vision model is among them."""
+    """Write the folder. Returns its files, config.json last, and whether the vision model is among the weights."""
     from transformers import Blip2Config
 
     heads = config.num_attention_heads
@@ -87,7 +99,7 @@ def _to_huggingface(
     shared = {HUGGINGFACE_NAMES.theirs(key): value for key, value in state.items() if key not in beside}
 
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "preprocessor_config.json", f"{WEIGHTS}.index.json"):  # of what is overwritten
+    for name in ("config.json", "preprocessor_config.json", f"{WEIGHTS}.index.json"):  # of an earlier export
         (out / name).unlink(missing_ok=True)
     _save(out / WEIGHTS, tensors | shared)
     _save(out / STAGE1_HEADS, beside, {"model": asdict(config)})
@@ -106,12 +118,12 @@ def _vision(
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any] | None]:
     """Settings, weights and image processor of the BLIP-2 vision model that made the features, up to their layer.
 
-    Of any other encoder the layout has no place for the weights: settings of a model without layers, which is said."""
+    The layout has no place for any other encoder: the settings are then of a model without layers, with a warning."""
     folder = encoder_folder(encoder["id"])
     if (folder / "model.onnx").is_file() or VISION_MODELS.get(str(model_type(folder))) is not BLIP_2:
         log.warning(
-            "encoder %s is no BLIP-2 vision model: the export holds the Q-Former alone, and transformers will start a vision "
-            "model without layers at random",
+            "encoder %s is no BLIP-2 vision model: the export holds the Q-Former alone, and transformers will add a vision "
+            "model without layers, at random",
             encoder["id"],
         )
         settings = {
@@ -131,7 +143,7 @@ def _vision(
     settings = model.config.to_dict() | {"num_hidden_layers": depth}
     if settings["layer_norm_eps"] != config.ln_vision_eps:
         log.warning(
-            "the run's LayerNorm over the features has epsilon %g; Hugging Face's layout gives it the vision model's, %g",
+            "the run's LayerNorm over the features has epsilon %g; Hugging Face's layout uses the vision model's, %g",
             config.ln_vision_eps,
             settings["layer_norm_eps"],
         )
@@ -140,7 +152,7 @@ def _vision(
 
 
 def _tokenizer_settings(tokens: Tokens, config: QFormerConfig) -> dict[str, Any]:
-    """What transformers wants to know besides tokenizer.json."""
+    """The content of the tokenizer_config.json that transformers reads beside tokenizer.json."""
     special = {"pad": PAD, "unk": UNK, "cls": CLS, "sep": SEP, "mask": MASK, "bos": DEC}
     known = tokens.tokenizer.get_vocab()
     return {
@@ -153,7 +165,7 @@ def _tokenizer_settings(tokens: Tokens, config: QFormerConfig) -> dict[str, Any]
 
 
 def _save(path: Path, tensors: dict[str, Tensor], info: dict[str, Any] | None = None) -> None:
-    """Tensors as a safetensors file, atomically; `info` is for `pretrained.read_weights`."""
+    """Write tensors as a safetensors file, atomically. `info` becomes metadata that `read_weights` reads."""
     metadata = {"format": "pt"} | ({"qf": json.dumps(info)} if info else {})
     with atomic_file(path) as file:
         file.write(save({key: value.contiguous() for key, value in tensors.items()}, metadata))

@@ -1,9 +1,5 @@
-"""Weights by name: the tables between our names and those of LAVIS, Hugging Face and BERT, and how weights fill a model.
+"""Weights by name: tables between our key names and those of LAVIS, Hugging Face and BERT. No file of weights/ knows the model."""
 
-A part that a layout has no place for starts afresh and is named; any other key that is missing, left over or of another
-shape is an error that names it."""
-
-import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,11 +11,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...pipeline.errors import ArtifactError, first_line
-from ..qformer import QFormer
 
-log = logging.getLogger(__name__)
-
-# (theirs, ours): a key is renamed by the first prefix that it starts with, then by ATTENTION where they say `self`
+# (their prefix, our prefix): the first that a key starts with renames it; ATTENTION then renames `self` where they use it
 LAVIS = (
     ("Qformer.bert.embeddings.LayerNorm.", "qformer.layernorm."),
     ("Qformer.bert.embeddings.", "embeddings."),
@@ -38,7 +31,7 @@ BERT = (
 ATTENTION = re.compile(r"(\.(?:cross)?attention)\.self\.")
 OWN_ATTENTION = re.compile(r"(\.(?:cross)?attention)\.attention\.")
 
-PARTS = {  # by our names
+PARTS = {  # parts of a Q-Former, by our key names
     "query tokens": re.compile(r"query_tokens$"),
     "LayerNorm over the features": re.compile(r"post_layernorm\."),
     "cross-attention": re.compile(r"qformer\..*\.crossattention\."),
@@ -51,25 +44,26 @@ PARTS = {  # by our names
     "temperature": re.compile(r"temp$"),
 }
 HEADS = ("image projection", "text projection", "matching head", "language head", "temperature")
-BY_WORD = ("embeddings.word_embeddings.weight", "cls.predictions.bias")  # have a row for each word
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+ROW_A_WORD = (WORD_EMBEDDINGS, "cls.predictions.bias")  # tensors with a row for each word of the vocabulary
 
 
 @dataclass(frozen=True)
 class KeyNames:
-    """How a kind of source names the weights of a Q-Former."""
+    """How one kind of source names the weights of a Q-Former."""
 
-    names: tuple[tuple[str, str], ...] = ()
-    says_self: bool = False
-    foreign: re.Pattern[str] = re.compile(r"(?!)")  # keys of other models, of buffers, and of tied weights
-    may_lack: tuple[str, ...] = ()  # PARTS
+    names: tuple[tuple[str, str], ...] = ()  # (their prefix, our prefix)
+    says_self: bool = False  # their attention blocks hold `self` where ours hold `attention`
+    foreign: re.Pattern[str] = re.compile(r"(?!)")  # keys to skip: of other models, of buffers, of tied weights
+    may_lack: tuple[str, ...] = ()  # names of PARTS that such a source may do without
 
     def ours(self, key: str) -> str:
-        """Our name of their `key`."""
+        """Our name for their `key`."""
         key = _renamed(key, self.names)
         return ATTENTION.sub(r"\1.attention.", key) if self.says_self else key
 
     def theirs(self, key: str) -> str:
-        """Their name of our `key`."""
+        """Their name for our `key`."""
         key = _renamed(key, [(ours, theirs) for theirs, ours in self.names])
         return OWN_ATTENTION.sub(r"\1.self.", key) if self.says_self else key
 
@@ -87,8 +81,8 @@ BERT_NAMES = KeyNames(
     re.compile(r"pooler\.|token_type_embeddings|^cls\.seq_relationship|^cls\.predictions\.decoder|position_ids$"),
     ("query tokens", "LayerNorm over the features", "cross-attention", *HEADS),
 )
-STAGE1_HEADS = "stage1_heads.safetensors"  # what `qf export` writes beside the parts that Hugging Face's class has
-QFORMER_SIZES = (  # that transformers' Blip2QFormerConfig calls as QFormerConfig does
+STAGE1_HEADS = "stage1_heads.safetensors"  # `qf export` writes the parts there that Hugging Face's class lacks
+QFORMER_SIZES = (  # fields that QFormerConfig and transformers' Blip2QFormerConfig share
     "vocab_size", "encoder_hidden_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "cross_attention_frequency", "max_position_embeddings", "hidden_dropout_prob", "attention_probs_dropout_prob",
     "initializer_range", "layer_norm_eps", "pad_token_id",
@@ -102,23 +96,25 @@ def _renamed(key: str, prefixes: Iterable[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a source holds."""
+    """The weights of a source, with the sizes and the tokenizer that it brings."""
 
-    name: str  # for messages
-    layout: KeyNames
-    sizes: dict[str, Any]  # of QFormerConfig, those that the source tells
-    state: dict[str, Tensor]  # under our names, float32
-    unexpected: list[str] = field(default_factory=list)  # their keys that are no name of the layout
-    tokenizer: str | None = None  # the text of a tokenizer.json, where the source brings one for its text embeddings
+    name: str  # of the source, for messages
+    key_names: KeyNames
+    sizes: dict[str, Any]  # the fields of QFormerConfig that the source holds
+    state: dict[str, Tensor]  # float32, under our names
+    unexpected: list[str] = field(default_factory=list)  # their keys that a Q-Former does not have
+    tokenizer: str | None = None  # the text of a tokenizer.json, if the source has one for its text embeddings
 
     @property
-    def words(self) -> int | None:
-        """For how many ids there are text embeddings, if there are any."""
-        return len(self.state[BY_WORD[0]]) if BY_WORD[0] in self.state else None
+    def vocab_size(self) -> int | None:
+        """The number of ids that have a text embedding, or None without text embeddings."""
+        return len(self.state[WORD_EMBEDDINGS]) if WORD_EMBEDDINGS in self.state else None
 
 
 def load_tensors(path: Path, foreign: re.Pattern[str] = RUN_NAMES.foreign) -> dict[str, Tensor]:
-    """Tensors by name from .safetensors, but for the foreign ones; or all from .pth, without executing anything in it."""
+    """The tensors of a .safetensors file by name, without those whose name matches `foreign`; or all of a .pth file.
+
+    A .pth is a pickle: nothing in it is executed. ArtifactError if the file does not exist or cannot be read."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -126,39 +122,8 @@ def load_tensors(path: Path, foreign: re.Pattern[str] = RUN_NAMES.foreign) -> di
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
-    except Exception as error:  # of what is no checkpoint torch.load says so in many ways
+    except Exception as error:  # torch.load raises errors of many kinds
         raise ArtifactError(f"{path} cannot be read as weights: {first_line(error)}") from error
     if not isinstance(state, dict):
         raise ArtifactError(f"{path} cannot be read as weights: it holds a {type(state).__name__}")
     return state
-
-
-def fill(model: QFormer, weights: Weights) -> None:
-    """Every key of `weights` into `model`. Parts that the layout has no place for, and words that the model has besides,
-    keep their fresh start and are named in a line of the log, which goes to stderr.
-
-    ArtifactError names every key that is missing, unexpected or of another shape, as the source calls it."""
-    own, state, theirs = model.state_dict(), weights.state, weights.layout.theirs
-    absent = {key for key in own if key not in state}
-    fresh = [part for part in weights.layout.may_lack if absent >= {key for key in own if PARTS[part].match(key)}]
-    missing = [key for key in own if key in absent and not any(PARTS[part].match(key) for part in fresh)]
-    if weights.layout is BERT_NAMES:  # the queries' feed-forward is missing with the text's
-        missing = [re.sub(r"_query\.", ".", key) for key in missing]
-    problems = [f"missing {theirs(key)}" for key in dict.fromkeys(missing)]
-    problems += [f"unexpected {key}" for key in weights.unexpected]
-    problems += [f"unexpected {theirs(key)}" for key in state if key not in own]
-    if problems:  # sizes may be wrong for the same reason
-        raise ArtifactError(f"{weights.name} does not fit the model: {'; '.join(problems)}")
-    shorter = [key for key, value in state.items() if own[key].shape != value.shape]
-    for key in shorter:
-        there, wanted = tuple(state[key].shape), tuple(own[key].shape)
-        if key not in BY_WORD or there[1:] != wanted[1:] or there[0] > wanted[0]:
-            problems.append(f"{theirs(key)} is {there}, not {wanted}")
-    if problems:
-        raise ArtifactError(f"{weights.name} does not fit the model: {'; '.join(problems)}")
-    for key, value in state.items():
-        (own[key][: len(value)] if key in shorter else own[key]).copy_(value)
-    if shorter:
-        fresh.append("word for [DEC]")
-    if fresh:
-        log.warning("%s has no %s: these start afresh", weights.name, ", ".join(fresh))

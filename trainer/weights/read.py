@@ -1,57 +1,43 @@
-"""Weights in: a run, LAVIS BLIP-2 stage-1 weights, a BLIP-2 of Hugging Face or a BERT, with the sizes and the tokenizer of each."""
+"""Weights in: from a run, LAVIS's BLIP-2 stage 1, a BLIP-2 of Hugging Face or a BERT, with the sizes and the tokenizer of each."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...pipeline.artifacts import has_manifest, read_manifest
 from ...pipeline.encoders.identity import encoder_folder
 from ...pipeline.errors import ArtifactError, EncoderError, first_line
-from ..config import QFormerConfig
 from ..manifest import RUN
-from ..qformer import QFormer
 from ..tokens import Tokens, read_tokenizer
 from .names import (
     BERT_NAMES,
-    BY_WORD,
     HUGGINGFACE_NAMES,
     LAVIS_NAMES,
     PARTS,
     QFORMER_SIZES,
+    ROW_A_WORD,
     RUN_NAMES,
     STAGE1_HEADS,
+    WORD_EMBEDDINGS,
     KeyNames,
     Weights,
-    fill,
     load_tensors,
 )
 
-
-def load_qformer(path: object, **sizes: Any) -> QFormer:
-    """A model with the weights that `path` names (see `read_weights`), in evaluation mode.
-
-    `sizes` are fields of QFormerConfig that the source does not tell: of a LAVIS file `num_attention_heads` (64 wide each
-    unless given), of a BERT `encoder_hidden_size`; `bos_token_id` is the last id unless it is known. ArtifactError as of
-    `read_weights` and `fill`."""
-    weights = read_weights(str(path), sizes.get("num_attention_heads"))
-    sizes = weights.sizes | sizes
-    if "encoder_hidden_size" not in sizes:
-        raise ArtifactError(f"{path} is a BERT: give encoder_hidden_size, the width of the frozen encoder's features")
-    model = QFormer(QFormerConfig(**sizes))
-    fill(model, weights)
-    return model.eval()
+log = logging.getLogger(__name__)
 
 
 def read_weights(name: str, num_attention_heads: int | None = None) -> Weights:
-    """The weights that `name` names: a run, a LAVIS .pth or .safetensors, a folder or Hugging Face id of a BLIP-2 or a BERT.
+    """The weights of a run, of a LAVIS .pth or .safetensors, or of a folder or Hugging Face id of a BLIP-2 or a BERT.
 
-    `num_attention_heads` is what a LAVIS file does not tell; heads are 64 wide unless given. ArtifactError if there are none,
-    or they cannot be read; nothing pickled is executed."""
+    A LAVIS file does not hold the number of its attention heads: they are 64 wide unless `num_attention_heads` is given.
+    ArtifactError if there are no weights or they cannot be read. Pickled code is never executed."""
     path = Path(name)
     if path.is_file():
         return _from_lavis(path, num_attention_heads)
@@ -81,6 +67,38 @@ def read_weights(name: str, num_attention_heads: int | None = None) -> Weights:
     )
 
 
+def fill(model: nn.Module, weights: Weights) -> None:
+    """Copy `weights` into `model`, whose keys are a Q-Former's.
+
+    Parts that the source may lack keep their fresh start, and so do words that the model has besides; a warning names them.
+    ArtifactError names every other key that is missing, unexpected or of another shape, as the source calls it."""
+    own, state, theirs = model.state_dict(), weights.state, weights.key_names.theirs
+    absent = {key for key in own if key not in state}
+    fresh = [part for part in weights.key_names.may_lack if absent >= {key for key in own if PARTS[part].match(key)}]
+    missing = [key for key in own if key in absent and not any(PARTS[part].match(key) for part in fresh)]
+    if weights.key_names is BERT_NAMES:  # the queries' feed-forward is a copy of the text's: name that
+        missing = [re.sub(r"_query\.", ".", key) for key in missing]
+    problems = [f"missing {theirs(key)}" for key in dict.fromkeys(missing)]
+    problems += [f"unexpected {key}" for key in weights.unexpected]
+    problems += [f"unexpected {theirs(key)}" for key in state if key not in own]
+    if problems:  # the shapes may be wrong for the same reason
+        raise ArtifactError(f"{weights.name} does not fit the model: {'; '.join(problems)}")
+    different = [key for key, value in state.items() if own[key].shape != value.shape]
+    for key in different:
+        there, wanted = tuple(state[key].shape), tuple(own[key].shape)
+        fewer_words = key in ROW_A_WORD and there[1:] == wanted[1:] and there[0] < wanted[0]
+        if not fewer_words:
+            problems.append(f"{theirs(key)} is {there}, not {wanted}")
+    if problems:
+        raise ArtifactError(f"{weights.name} does not fit the model: {'; '.join(problems)}")
+    for key, value in state.items():
+        (own[key][: len(value)] if key in different else own[key]).copy_(value)
+    if different:
+        fresh.append("word for [DEC]")
+    if fresh:
+        log.warning("%s has no %s: these start afresh", weights.name, ", ".join(fresh))
+
+
 def _from_run(folder: Path) -> Weights:
     manifest = read_manifest(folder, RUN)
     state = load_tensors(folder / "model.safetensors")
@@ -89,148 +107,149 @@ def _from_run(folder: Path) -> Weights:
 
 def _from_lavis(path: Path, heads: int | None) -> Weights:
     tensors: Any = load_tensors(path, LAVIS_NAMES.foreign)
-    tensors = tensors.get("model", tensors)  # LAVIS's own checkpoints hold {"model": …}
+    tensors = tensors.get("model", tensors)  # a checkpoint of LAVIS itself is {"model": …}
     if not isinstance(tensors, dict) or not any(str(key).startswith("Qformer.") for key in tensors):
         raise ArtifactError(
-            f"{path} holds no BLIP-2 stage-1 weights under LAVIS's names; of a run or a Hugging Face model give the folder"
+            f"{path} holds no BLIP-2 stage-1 weights under LAVIS's names; for a run or a Hugging Face model give the folder"
         )
-    state, unexpected = _taken(path, tensors, LAVIS_NAMES)
+    state, unexpected = _renamed(tensors, LAVIS_NAMES)
     info = _info(path)
-    sizes = info.get("model") or _lavis_sizes(Weights(str(path), LAVIS_NAMES, {}, state, unexpected), heads)
+    sizes = info.get("model") or _lavis_sizes(str(path), state, heads)
     return Weights(str(path), LAVIS_NAMES, sizes, state, unexpected, info.get("tokenizer"))
 
 
-def _lavis_sizes(weights: Weights, heads: int | None) -> dict[str, Any]:
-    """The sizes that LAVIS weights tell. Heads are 64 wide and [DEC] is the last id unless known."""
-    state = weights.state
-    layers = sorted({int(m[1]) for key in state if (m := re.search(r"encoder\.layer\.(\d+)\.", key))})
+def _lavis_sizes(name: str, state: dict[str, Tensor], heads: int | None) -> dict[str, Any]:
+    """The sizes of LAVIS weights. Heads are 64 wide unless given; [DEC] is the last id.
+
+    The size of a missing tensor counts as 1: `fill` names all that is missing. ArtifactError if a tensor has another number of
+    dimensions, or heads of 64 do not fit."""
+
+    def shape(key: str, dimensions: int) -> tuple[int, ...]:
+        found = tuple(state[key].shape) if key in state else (1,) * dimensions
+        if len(found) != dimensions:
+            raise ArtifactError(f"{name}: {LAVIS_NAMES.theirs(key)} has {len(found)} dimensions, not {dimensions}")
+        return found
+
+    layers = {int(m[1]) for key in state if (m := re.search(r"encoder\.layer\.(\d+)\.", key))}
     crossed = sorted({int(m[1]) for key in state if (m := re.search(r"layer\.(\d+)\.crossattention", key))})
-    depth = {
+    vocab_size, hidden_size = shape(WORD_EMBEDDINGS, 2)
+    query = "qformer.encoder.layer.0.attention.attention.query.weight"
+    inner = shape(query, 2)[0] if query in state else 64 * (heads or 1)
+    if heads is None and inner % 64:
+        raise ArtifactError(f"{name}: attention {inner} wide is no number of heads of 64; give num_attention_heads")
+    heads = heads or inner // 64
+    return {
+        "vocab_size": vocab_size,
+        "encoder_hidden_size": shape("post_layernorm.weight", 1)[0],
+        "hidden_size": hidden_size,
         "num_hidden_layers": len(layers),
+        "num_attention_heads": heads,
+        "head_dim": inner // heads,
+        "intermediate_size": shape("qformer.encoder.layer.0.intermediate.dense.weight", 2)[0],
+        "num_query_tokens": shape("query_tokens", 3)[1],
         "cross_attention_frequency": crossed[1] - crossed[0] if len(crossed) > 1 else max(1, len(layers)),
+        "embed_dim": shape("vision_projection.weight", 2)[0],
+        "max_position_embeddings": shape("embeddings.position_embeddings.weight", 2)[0],
+        "ln_vision_eps": 1e-5,
+        "bos_token_id": vocab_size - 1,
     }
-    try:
-        vocab, hidden = state[BY_WORD[0]].shape
-        inner = state["qformer.encoder.layer.0.attention.attention.query.weight"].shape[0]
-        if heads is None and inner % 64:
-            raise ArtifactError(
-                f"{weights.name}: attention {inner} wide is no number of heads of 64; give num_attention_heads"
-            )
-        heads = heads or inner // 64
-        return depth | {
-            "vocab_size": vocab,
-            "encoder_hidden_size": state["post_layernorm.weight"].shape[0],
-            "hidden_size": hidden,
-            "num_attention_heads": heads,
-            "head_dim": inner // heads,
-            "intermediate_size": state["qformer.encoder.layer.0.intermediate.dense.weight"].shape[0],
-            "num_query_tokens": state["query_tokens"].shape[1],
-            "embed_dim": state["vision_projection.weight"].shape[0],
-            "max_position_embeddings": state["embeddings.position_embeddings.weight"].shape[0],
-            "ln_vision_eps": 1e-5,
-            "bos_token_id": vocab - 1,
-        }
-    except (IndexError, ValueError) as error:
-        raise ArtifactError(f"{weights.name} has a tensor of too few or too many dimensions: {error}") from error
-    except KeyError:  # what else is missing does not depend on the sizes: have all of it named
-        fill(QFormer(QFormerConfig(1, 1, hidden_size=1, num_attention_heads=1, intermediate_size=1, **depth)), weights)
-        raise
 
 
 def _from_huggingface(name: str, folder: Path) -> Weights:
-    from transformers import Blip2Config  # knows the sizes that a config.json leaves to their defaults
+    from transformers import Blip2Config  # it has the defaults of sizes that a config.json leaves out
 
     try:
         config = Blip2Config.from_pretrained(folder)
-    except Exception as error:  # transformers checks it with errors of many kinds
+    except Exception as error:  # transformers raises errors of many kinds
         raise ArtifactError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from error
     qformer = config.qformer_config
     _check_activation(name, qformer.hidden_act)
-    state, unexpected = _taken(folder, _load_folder(folder, HUGGINGFACE_NAMES.foreign), HUGGINGFACE_NAMES)
-    words = len(state[BY_WORD[0]]) if BY_WORD[0] in state else qformer.vocab_size
+    state, unexpected = _renamed(_load_folder(folder, HUGGINGFACE_NAMES.foreign), HUGGINGFACE_NAMES)
+    vocab_size = len(state[WORD_EMBEDDINGS]) if WORD_EMBEDDINGS in state else qformer.vocab_size
     sizes = {size: getattr(qformer, size) for size in QFORMER_SIZES} | {
-        "vocab_size": words,
+        "vocab_size": vocab_size,
         "num_query_tokens": config.num_query_tokens,
         "embed_dim": config.image_text_hidden_size,
         "ln_vision_eps": config.vision_config.layer_norm_eps,
         "pad_token_id": qformer.pad_token_id or 0,
-        "bos_token_id": words - 1,
+        "bos_token_id": vocab_size - 1,
     }
     heads = folder / STAGE1_HEADS
     if heads.is_file():
         state |= load_tensors(heads)
         sizes = _info(heads).get("model", sizes)
-    # without text embeddings the tokenizer is the language model's
-    tokenizer = read_tokenizer(folder) if BY_WORD[0] in state else None
+    # without text embeddings the folder's tokenizer is the language model's
+    tokenizer = read_tokenizer(folder) if WORD_EMBEDDINGS in state else None
     return Weights(name, HUGGINGFACE_NAMES, sizes, state, unexpected, tokenizer)
 
 
 def _from_bert(name: str, folder: Path, config: Mapping[str, Any]) -> Weights:
-    """As BLIP-2 starts: self-attention, text feed-forward, embeddings and, where it is there, the language head of a BERT;
-    the queries' feed-forward is a copy of the text's."""
+    """A BERT, as BLIP-2 starts from one: self-attention, text feed-forward, embeddings and, if there is one, its language head.
+
+    The queries' feed-forward is a copy of the text's."""
     _check_activation(name, config.get("hidden_act", "gelu"))
     tensors = {}
     for key, value in _load_folder(folder, BERT_NAMES.foreign).items():
         key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         tensors[key if key.startswith(("bert.", "cls.")) else f"bert.{key}"] = value
-    state, unexpected = _taken(folder, tensors, BERT_NAMES)
+    state, unexpected = _renamed(tensors, BERT_NAMES)
     for key in list(state):
         if PARTS["text feed-forward"].match(key):
             state[re.sub(r"\.(intermediate|output)\.", r".\1_query.", key, count=1)] = state[key]
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
     try:
         sizes: dict[str, Any] = {size: int(config[size]) for size in names}
-        words = len(state[BY_WORD[0]])
-        sizes |= {"layer_norm_eps": float(config.get("layer_norm_eps", 1e-12)), "vocab_size": words}
+        vocab_size = len(state[WORD_EMBEDDINGS])
+        sizes |= {"layer_norm_eps": float(config.get("layer_norm_eps", 1e-12)), "vocab_size": vocab_size}
     except KeyError as error:
-        raise ArtifactError(f"{name} is no BERT that qf can start from: missing {error.args[0]}") from error
+        raise ArtifactError(f"{name} cannot be read as a BERT: missing {error.args[0]}") from error
     except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder / 'config.json'} has a size that is no number: {error}") from error
+        raise ArtifactError(f"{folder / 'config.json'} has a size that is not a number: {error}") from error
     if min(sizes[size] for size in names) < 1 or sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise ArtifactError(
-            f"{folder / 'config.json'} has sizes that no BERT has: {', '.join(f'{n} {sizes[n]}' for n in names)}"
+            f"{folder / 'config.json'} has impossible sizes: {', '.join(f'{n} {sizes[n]}' for n in names)}"
         )
     tokenizer = read_tokenizer(folder)
     if tokenizer is not None:
-        tokens = Tokens.parse(tokenizer, folder, words)
-        sizes |= {"vocab_size": max(words, len(tokens)), "bos_token_id": tokens.bos_token_id}
+        tokens = Tokens.parse(tokenizer, folder, vocab_size)
+        sizes |= {"vocab_size": max(vocab_size, len(tokens)), "bos_token_id": tokens.bos_token_id}
     return Weights(name, BERT_NAMES, sizes, state, unexpected, tokenizer)
 
 
 def _check_activation(name: str, activation: str) -> None:
     if activation != "gelu":
-        raise ArtifactError(f"{name} computes with {activation!r}; qf's Q-Former, as BLIP-2's, with 'gelu'")
+        raise ArtifactError(f"{name} uses the activation {activation!r}; qf's Q-Former, like BLIP-2's, uses 'gelu'")
 
 
-def _taken(path: Path, tensors: Mapping[str, Any], layout: KeyNames) -> tuple[dict[str, Tensor], list[str]]:
-    """`tensors` under our names, in float32, and the keys that are none of the layout's."""
+def _renamed(tensors: Mapping[str, Any], key_names: KeyNames) -> tuple[dict[str, Tensor], list[str]]:
+    """`tensors` under our names, in float32; and their keys that a Q-Former does not have."""
     state, unexpected = {}, []
     for key, value in ((str(key), value) for key, value in tensors.items()):
-        if layout.foreign.search(key):
+        if key_names.foreign.search(key):
             continue
-        if not isinstance(value, Tensor) or layout.theirs(layout.ours(key)) != key:
+        if not isinstance(value, Tensor) or key_names.theirs(key_names.ours(key)) != key:
             unexpected.append(key)
         else:
-            state[layout.ours(key)] = value.float()
+            state[key_names.ours(key)] = value.float()
     return state, unexpected
 
 
 def _load_folder(folder: Path, foreign: re.Pattern[str]) -> dict[str, Tensor]:
-    """All tensors of a transformers folder, but for the foreign ones, from one file or from shards."""
+    """The tensors of a transformers folder, from one file or from shards, without those whose name matches `foreign`."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return load_tensors(folder / "model.safetensors", foreign)
     tensors: dict[str, Tensor] = {}
-    placed = _read_object(index).get("weight_map")
-    if not isinstance(placed, dict):
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
         raise ArtifactError(f"{index} cannot be read: it has no weight_map")
-    for file in sorted({str(file) for key, file in placed.items() if not foreign.search(key)}):
+    for file in sorted({str(file) for key, file in weight_map.items() if not foreign.search(key)}):
         tensors |= load_tensors(folder / file, foreign)
     return tensors
 
 
 def _info(path: Path) -> dict[str, Any]:
-    """What `qf export` wrote beside the tensors: {model, tokenizer}; nothing in files of others."""
+    """The metadata {model, tokenizer} that `qf export` writes beside the tensors; {} in any other file."""
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:
@@ -240,7 +259,7 @@ def _info(path: Path) -> dict[str, Any]:
     except ValueError:
         info = None
     if not isinstance(info, dict):
-        raise ArtifactError(f"{path} cannot be read as weights: what `qf export` wrote beside them is damaged")
+        raise ArtifactError(f"{path} cannot be read as weights: the metadata of `qf export` in it is damaged")
     return info
 
 

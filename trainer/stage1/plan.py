@@ -1,0 +1,52 @@
+"""What a step of stage 1 trains: which losses, and how hard its negatives are. Pure functions of the number of the step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...pipeline.errors import TrainingError
+from ..config import Stage1Config
+from ..objectives import LOSSES
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one batch is trained for. All its random numbers are a function of `number` and the run's seed."""
+
+    number: int  # of the batch, from 0 over all epochs
+    losses: Sequence[str] = LOSSES
+    hardness: float = 1.0  # see `hardness`
+
+
+def chosen_losses(config: Stage1Config) -> list[str]:
+    """The losses that --losses chooses, in the order of LOSSES. TrainingError if one is unknown."""
+    chosen = [f"loss_{name.strip()}" for name in config.losses.split(",")]
+    if not set(chosen) <= set(LOSSES):
+        raise TrainingError(f"--losses {config.losses}: use some of itc,itm,itg")
+    return [name for name in LOSSES if name in chosen]
+
+
+def itc_only_steps(total: int, config: Stage1Config) -> int:
+    """The number of first steps that train ITC alone, of `total` steps."""
+    return int(config.contrast_first * total)
+
+
+def losses_at(step: int, total: int, config: Stage1Config) -> list[str]:
+    """The losses of a step. ITC trains alone at first, if it is chosen and `contrast_first` is above 0."""
+    names = chosen_losses(config)
+    return names[:1] if names[0] == "loss_itc" and step < itc_only_steps(total, config) else names
+
+
+def hardness(step: int, total: int, config: Stage1Config) -> float:
+    """The share of hard negatives for matching, from 0 (drawn evenly) to 1 (drawn as in BLIP-2).
+
+    With hard negatives alone, matching on small data never learns more than the share of positives; see
+    benchmarks/results.md."""
+    begin = itc_only_steps(total, config)
+    ramp = config.easy_negatives * (total - begin)
+    return min(1.0, max(0, step - begin) / ramp) if ramp else 1.0
+
+
+def plan(number: int, total: int, config: Stage1Config) -> StepPlan:
+    """The plan of batch `number` in a run of `total` steps."""
+    step = number // config.accumulate
+    return StepPlan(number, losses_at(step, total, config), hardness(step, total, config))
