@@ -208,10 +208,11 @@ def search(
     for hit in hits:
         emit(hit, output, indent=None)
     if options.sheet is not None:
-        from .retrieval.sheet import draw_sheet
+        from .retrieval.sheet import contact_sheet
 
-        draw_sheet(query, options, hits)
-        print(f"contact sheet: {options.sheet}", file=sys.stderr if output.json else sys.stdout)
+        contact_sheet([(options.title(query), hits)], options.sheet)
+        if not output.json:
+            print(f"contact sheet: {options.sheet}")
 
 
 @command

@@ -28,6 +28,10 @@ class SearchOptions:
     )
     sheet: Path | None = option(None, "Draw the hits as a contact sheet, FILE.png.", panel=OUTPUT)
 
+    def title(self, query: str | None) -> str:
+        """A heading for the hits."""
+        return query or f"{'captions for' if self.find == 'text' else 'like'} {self.image}"
+
     def check(self, query: str | None) -> None:
         """UsageError unless the options and the text `query` make one question."""
         if (query is None) == (self.image is None):

@@ -6,82 +6,93 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..data.scenes import write_sample
-from ..pipeline.config import ExtractOptions
-from ..pipeline.datasets.read import read
-from ..pipeline.device import resolve_precision
-from ..pipeline.encoders.load import load_encoder
-from ..pipeline.extract.extract import Progress, extract
+from ..pipeline.config import ComputeOptions, EncoderOptions, ReadOptions
+from ..pipeline.device import resolve_device
+from ..pipeline.extract.extract import Extracted, OnStatus, extract_source
 from ..pipeline.features.reader import Features
+from ..pipeline.results import Result
+from ..pipeline.workspace import Workspace
 from ..trainer.config import Stage1Config
-from ..trainer.runs.log import Report
+from ..trainer.runs.folder import Trained
+from ..trainer.runs.log import Report, no_report
 from ..trainer.stage1.stage import train
-from .encode.qformer import open_run
-from .evaluate import evaluate_retrieval
-from .index.build import build_index
-from .searcher import Searcher
+from .config import DemoOptions, EvalOptions
+from .evaluate import Evaluated
+from .index.build import Indexed
+from .journey import evaluate, index_run
+from .searcher import open_searcher
 from .sheet import contact_sheet
 
-RERANK = 16
-SEARCHES = 6  # rows of the contact sheet
+RUN = "demo"
+RERANK = 16  # candidates of each query
+SEARCHES, HITS = 6, 6  # rows of the contact sheet, and tiles in a row
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What the caller is told while the journey runs."""
+    """The functions that are called while the journey goes on."""
 
     say: Callable[[str], None] = lambda text: None
-    extracting: Progress = lambda status: None
-    training: Report = lambda line, total: None
+    extracting: OnStatus = lambda status: None
+    training: Report = no_report
 
 
-def demo(
-    workspace: Path, scenes: int, config: Stage1Config, device: torch.device, precision: str, watch: Watch
-) -> dict[str, Any]:
-    """Draw a sample of `scenes` training scenes and take it all the way: {extract, train, index, eval, search, sheet}.
+@dataclass(frozen=True)
+class Demonstrated(Result):
+    """The results of each part of the journey."""
 
-    Run again, it goes on where it stopped."""
-    sample = workspace / f"sample-{scenes}"
+    extract: Extracted
+    train: Trained
+    index: Indexed
+    eval: Evaluated
+    search: list[dict[str, Any]]  # query, the key that was wanted, hits
+    sheet: str
+
+    def to_json(self) -> dict[str, Any]:
+        """An object with the JSON of each part."""
+        parts = {name: getattr(self, name).to_json() for name in ("extract", "train", "index", "eval")}
+        return {**parts, "search": self.search, "sheet": self.sheet}
+
+    def __str__(self) -> str:
+        found = sum(search["hits"][0]["key"] == search["wanted"] for search in self.search)
+        last = f"search    {found} of {len(self.search)} captions found their scene first; see {self.sheet}"
+        return "\n".join(map(str, (self.extract, self.train, self.index, self.eval, last)))
+
+
+def demo(folder: Path, options: DemoOptions, on: ComputeOptions, watch: Watch) -> Demonstrated:
+    """Draw a sample of `options.scenes` training scenes and take it through the whole journey, in the workspace `folder`.
+
+    Run again, it resumes where it stopped."""
+    workspace, device = Workspace(folder), resolve_device(on.device)
+    sample = folder / f"sample-{options.scenes}"
     if not (sample / "captions.csv").is_file():
         watch.say("drawing the sample")
-        write_sample(sample, train=scenes, val=min(250, scenes // 16), test=min(500, scenes // 8))
-    encoder = load_encoder("builtin", device, resolve_precision(precision, device))
+        count = options.scenes
+        write_sample(sample, train=count, val=min(250, count // 16), test=min(500, count // 8))
     watch.say("extracting features with the builtin CLIP")
-    extracted = extract(
-        read(sample / "captions.csv"),
-        str(sample / "captions.csv"),
-        encoder,
-        workspace / "features",
-        ExtractOptions(),
-        watch.extracting,
-    )
-    features = Features(workspace / "features")
+    source, builtin = str(sample / "captions.csv"), EncoderOptions(encoder="builtin")
+    extracted = extract_source(source, workspace.features, builtin, ReadOptions(), on=on, progress=watch.extracting)
+    assert isinstance(extracted, Extracted)
+    features = Features(workspace.features)
     watch.say("training a Q-Former on the cached features")
-    trained = train(features, workspace / "runs" / "demo", config, device, report=watch.training)
-    run = open_run(workspace / "runs" / "demo", device, precision)
-    watch.say("indexing")
-    indexed = build_index(run, features, workspace / "index")
-    watch.say(f"evaluating on the test split, re-ranking the best {RERANK}")
-    evaluated = evaluate_retrieval(features, "test", run, device, RERANK)
+    config = Stage1Config(
+        epochs=options.epochs, seed=options.seed, precision=on.precision, batch_size=64, lr=1e-3, contrast_first=0.4
+    )
+    trained = train(features, workspace.run(RUN), config, device, report=watch.training)
+    indexed = index_run(workspace, RUN, on, watch.say)
+    evaluated = evaluate(workspace, EvalOptions(split="test", rerank=RERANK), RUN, on, watch.say)
     watch.say("searching")
-    searcher = Searcher.open(workspace / "index", device, precision)
+    searcher = open_searcher(workspace, on)
     searches, right = [], []
-    for row in np.random.default_rng(config.seed).choice(features.rows("test"), SEARCHES, replace=False):
+    for row in np.random.default_rng(options.seed).choice(features.rows("test"), SEARCHES, replace=False):
         query = features.captions[row][0]
-        searches.append((query, searcher.text(query, 6, RERANK)))
+        searches.append((query, searcher.text(query, HITS, RERANK)))
         right.append(features.keys[row])
-    contact_sheet(searches, workspace / "demo.png", right)
+    contact_sheet(searches, folder / "demo.png", right)
     found = [
-        {"query": query, "wanted": key, "hits": [answer.line() for answer in answers]}
-        for (query, answers), key in zip(searches, right, strict=True)
+        {"query": query, "wanted": key, "hits": [hit.to_json() for hit in hits]}
+        for (query, hits), key in zip(searches, right, strict=True)
     ]
-    return {
-        "extract": extracted,
-        "train": trained.to_json(),
-        "index": indexed,
-        "eval": evaluated,
-        "search": found,
-        "sheet": str(workspace / "demo.png"),
-    }
+    return Demonstrated(extracted, trained, indexed, evaluated, found, str(folder / "demo.png"))

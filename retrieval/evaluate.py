@@ -1,77 +1,118 @@
 """Retrieval on a split, as the field measures it: R@K both ways, of the encoder itself, of ITC, and re-ranked by ITM."""
 
+import io
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..pipeline.encoders.text import TextModel, has_text_model
+from ..pipeline.encoders.text import has_text_model
 from ..pipeline.errors import EncoderError, QfError
 from ..pipeline.features.reader import Features
+from ..pipeline.results import Result
 from ..trainer.metrics.retrieval import RetrievalSet, image_to_text, retrieval, text_to_image
-from ..trainer.stage1.embedder import rerank, similarity_matrix
+from ..trainer.stage1.embedder import rerank
+from .encode.joint_space import JointSpace
 from .encode.qformer import Run, check_features
+from .encode.query_encoder import QueryEncoder
+
+WIDTH = 110  # characters of the table where it is not printed on a terminal
+
+
+@dataclass(frozen=True)
+class Evaluated(Result):
+    """R@K of each scorer on a split."""
+
+    split: str
+    images: int
+    texts: int
+    rows: dict[str, dict[str, float]]  # scorer -> R@K: clip, itc, itc+itm@K
+    rerank_seconds: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with a field for each scorer in place of `rows`."""
+        seconds = {} if self.rerank_seconds is None else {"rerank_seconds": self.rerank_seconds}
+        return {"split": self.split, "images": self.images, "texts": self.texts, **self.rows, **seconds}
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        title = f"{self.split}: {self.images:,} images, {self.texts:,} texts; recall in %"
+        table = Table(title=title, title_justify="left")
+        table.add_column("scorer")
+        for way in ("text to image", "image to text"):
+            for at in (1, 5, 10):
+                table.add_column(f"{way}\nR@{at}" if at == 1 else f"\nR@{at}", justify="right")
+        for name, row in self.rows.items():
+            label = "encoder, zero-shot" if name == "clip" else name.upper()
+            table.add_row(label, *(f"{value:.1f}" for value in row.values()))
+        text = io.StringIO()
+        Console(file=text, width=None if sys.stdout.isatty() else WIDTH).print(table)
+        return text.getvalue().rstrip("\n")
 
 
 def evaluate_retrieval(
     features: Features,
     split: str,
-    run: Run | None,
+    runs: Sequence[Run],
     device: torch.device,
     rerank_at: int,
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """`{split, images, texts, clip, itc, "itc+itm@K"}`; `clip` where the encoder has a text tower, the others with a run.
+) -> Evaluated:
+    """R@K on a split: a zero-shot row where the encoder has a text model, and the rows of each run.
 
-    The clip row is zero-shot: the encoder never saw these pairs as training data of qf. Where the encoder is gone, a run
-    does without it, which `say` is told. K is `rerank_at`, 0 for none."""
+    The zero-shot row uses no training data of qf. `rerank_at` candidates of each query are re-ranked; 0: none. `say` gets a
+    line if the encoder is not available any more and a run makes up for it. QfError if the split is empty, or if there is
+    nothing to score with."""
     data = RetrievalSet.of(features, split)
     if not len(data.rows):
         splits = ", ".join(f"{count:,} {name}" for name, count in features.manifest["splits"].items() if count)
         raise QfError(f"{features.folder} has no images in the split {split} (it has {splits}); choose another --split")
-    result: dict[str, Any] = {"split": split, "images": len(data.rows), "texts": len(data.texts)}
+    rows: dict[str, dict[str, float]] = {}
+    seconds = None
     try:
-        if (scores := zero_shot_scores(features, data, device)) is not None:
-            result["clip"] = retrieval(scores, data.image_rows)
+        if features.encoder["joint"] is not None and has_text_model(features.encoder):
+            scores = _scores(JointSpace(features.encoder, device), features, data)
+            rows["clip"] = retrieval(scores, data.image_rows)
     except EncoderError as error:
-        if run is None:
+        if not runs:
             raise
         say(f"no zero-shot row: {error}")
-    if run is not None:
+    for run in runs:
         check_features(run, features)
-        scores = similarity_matrix(run.embedder.images(features, data.rows), run.embedder.texts(data.texts))
-        result["itc"] = retrieval(scores, data.image_rows)
+        scores = _scores(run, features, data)
+        rows["itc"] = retrieval(scores, data.image_rows)
         if rerank_at:
             started = time.perf_counter()
-            result[f"itc+itm@{rerank_at}"] = reranked(run, features, data, scores, rerank_at)
-            result["rerank_seconds"] = round(time.perf_counter() - started, 2)
-    if run is None and "clip" not in result:
+            rows[f"itc+itm@{rerank_at}"] = reranked(run, features, data, scores, rerank_at)
+            seconds = round(time.perf_counter() - started, 2)
+    if not rows:
         raise QfError(
-            f"encoder {features.encoder['id']} has no text tower and there is no run yet; train one first: qf train"
+            f"encoder {features.encoder['id']} has no text model and there is no run yet; train one first: qf train"
         )
-    return result
+    return Evaluated(split, len(data.rows), len(data.texts), rows, seconds)
 
 
-def zero_shot_scores(features: Features, data: RetrievalSet, device: torch.device) -> Tensor | None:
-    """The encoder's own scores (N, M), or None if it has no joint space with a text tower."""
-    if features.pooled is None or not has_text_model(features.encoder):
-        return None
-    texts = TextModel(features.encoder, device).encode(data.texts)
-    return torch.from_numpy(features.pooled[data.rows] @ texts.T)
+def _scores(encoder: QueryEncoder, features: Features, data: RetrievalSet) -> Tensor:
+    """(N, M): the scores of all images and texts of the split."""
+    return torch.from_numpy(encoder.scores(features, data.rows, data.texts))
 
 
-def reranked(run: Run, features: Features, data: RetrievalSet, scores: Tensor, k: int) -> dict[str, float]:
+def reranked(encoder: QueryEncoder, features: Features, data: RetrievalSet, scores: Tensor, k: int) -> dict[str, float]:
     """R@K after matching the k best images of each text and the k best texts of each image. `scores` (N, M)."""
     images_of = scores.T.topk(min(k, scores.shape[0])).indices  # (M, k) images
     texts_of = scores.topk(min(k, scores.shape[1])).indices  # (N, k) texts
     asked = torch.zeros(scores.shape, dtype=torch.bool)
     asked.T.scatter_(1, images_of, True)
     asked.scatter_(1, texts_of, True)
-    pairs = asked.nonzero()  # each pair is matched once, whichever way it was asked
+    pairs = asked.nonzero()  # each pair is matched once, in whichever direction it was asked
     matching = torch.zeros(scores.shape)
-    matching[asked] = run.embedder.matching(features, data.rows, data.texts, pairs.numpy())
+    matching[asked] = torch.from_numpy(encoder.matching(features, data.rows, data.texts, pairs.numpy()))
     to_image = rerank(scores.T, images_of, matching.T.gather(1, images_of)).T
     to_text = rerank(scores, texts_of, matching.gather(1, texts_of))
     return {**text_to_image(to_image, data.image_rows), **image_to_text(to_text, data.image_rows)}

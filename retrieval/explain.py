@@ -1,9 +1,9 @@
-"""Why a text fits a picture or not: which patches the queries look at, which query answers, what matching goes by.
+"""Why a text fits a picture or not: which query answers, what it attends to, which patches speak for a match.
 
-Letters as in qformer.py. Two kinds of map over the patches, both from the cross-attention A (H, Q, T) of a layer:
-where a query looks is A itself, the mean over heads and over the layers that have it; what speaks for a match is Grad-CAM
+Letters as in qformer.py. Both maps over the patches come from the cross-attention A (H, Q, T) of a layer. The first is A
+itself: the mean over heads and over the layers that have cross-attention. The second, the evidence for a match, is Grad-CAM
 on attention, as ALBEF draws it (Selvaraju et al. 2017, arXiv:1610.02391; Li et al. 2021, arXiv:2107.07651): A times the
-positive part of its gradient, here of the log-odds of a match, summed over layers, the mean over heads and queries."""
+positive part of the gradient of the log-odds of a match, summed over layers, the mean over heads and queries."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ from ..pipeline.errors import EncoderError, QfError
 from ..pipeline.features.codecs import decode
 from ..pipeline.features.reader import Features
 from ..pipeline.images import load_image
+from ..pipeline.results import Result
 from ..trainer.qformer import ImageEncoding, QFormer
 from .encode.qformer import Run
 
@@ -31,8 +32,10 @@ LEADING_TOKENS = (0, 1, 2, 4, 5)
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the patches are: `rows` x `columns` squares of `side` pixels from the upper left corner on, after `first` other
-    tokens. What is left at the right and below, less than a patch, the encoder does not see."""
+    """Where the patches are: `rows` x `columns` squares of `side` pixels, from the upper left corner on.
+
+    `first` other tokens come before them. The encoder does not see the margin at the right and below that is narrower than a
+    patch."""
 
     first: int
     rows: int
@@ -48,43 +51,73 @@ class Explanation:
     caption: str
     pixels: np.ndarray  # (3, height, width) uint8, as the encoder sees it
     grid: Grid
-    scores: np.ndarray  # (Q,) dot product of each query with the text; the greatest is the contrastive score (ITC)
-    attention: np.ndarray  # (Q, rows, columns) share of each query's; the rest is on the tokens before the patches
-    match: float  # the matching logit (ITM), what `qf search --rerank` adds to the contrastive score
+    scores: np.ndarray  # (Q,) dot product of each query with the text; the greatest is the ITC score
+    attention: (
+        np.ndarray
+    )  # (Q, rows, columns) share of each query's attention; the rest is on the tokens before the patches
+    match: float  # the matching logit (ITM), which `qf search --rerank` adds to the ITC score
     probability: float  # of a match
-    evidence: np.ndarray  # (rows, columns) what speaks for a match, in its own unit
+    evidence: np.ndarray  # (rows, columns) evidence for a match, in its own unit
 
     @property
     def query(self) -> int:
         """The query that answers."""
         return int(self.scores.argmax())
 
-    def summary(self) -> dict[str, Any]:
-        """What `qf explain --json` prints, queries by their score."""
+    def result(self, run: str, out: str) -> "Explained":
+        """The figures, with the run that gave them and the file of the drawing."""
         elsewhere = 1 - self.attention.sum((1, 2))
-        return {
-            "image": self.picture,
-            "caption": self.caption,
-            "itc": round(float(self.scores.max()), 6),
-            "itm": round(self.match, 6),
-            "itm_probability": round(self.probability, 6),
-            "query": self.query,
-            "queries": [
-                {
-                    "query": int(n),
-                    "score": round(float(self.scores[n]), 6),
-                    "off_patches": round(float(elsewhere[n]), 6),
-                }
-                for n in np.argsort(-self.scores, kind="stable")
-            ],
-            "grid": [self.grid.rows, self.grid.columns],
-        }
+        queries = [
+            {"query": int(n), "score": round(float(self.scores[n]), 6), "off_patches": round(float(elsewhere[n]), 6)}
+            for n in np.argsort(-self.scores, kind="stable")
+        ]
+        return Explained(
+            image=self.picture,
+            caption=self.caption,
+            itc=round(float(self.scores.max()), 6),
+            itm=round(self.match, 6),
+            itm_probability=round(self.probability, 6),
+            query=self.query,
+            queries=queries,
+            grid=[self.grid.rows, self.grid.columns],
+            run=run,
+            out=out,
+        )
+
+
+@dataclass(frozen=True)
+class Explained(Result):
+    """The figures of an explanation; queries are ordered by score."""
+
+    image: str
+    caption: str
+    itc: float
+    itm: float
+    itm_probability: float
+    query: int  # the one that answers
+    queries: list[dict[str, Any]]  # query, score, and the share of its attention that is on no patch
+    grid: list[int]  # rows, columns
+    run: str
+    out: str
+
+    def __str__(self) -> str:
+        first, *others = self.queries
+        behind = ", ".join(f"query {other['query']} {other['score']:.3f}" for other in others[:3])
+        return "\n".join(
+            [
+                f"run       {self.run}",
+                f"scores    ITC {self.itc:.3f}, ITM {self.itm:.3f} (probability {self.itm_probability:.1%})",
+                f"queries   query {first['query']} answers, {first['score']:.3f}"
+                + (f"; behind it {behind}" if others else ""),
+                f"drawing   {self.out}",
+            ]
+        )
 
 
 def patch_grid(encoder: dict[str, Any]) -> Grid:
     """The patches of an encoder, from its identity. EncoderError if its tokens are no grid.
 
-    A side of p pixels makes height // p x width // p patches, of vision transformers and of feature maps alike."""
+    Patches of side p make a grid of height // p x width // p, in vision transformers and in feature maps alike."""
     tokens, height, width = encoder["tokens"], encoder["preprocessing"]["height"], encoder["preprocessing"]["width"]
     for first in LEADING_TOKENS:
         for side in range(min(height, width), 0, -1):
@@ -93,12 +126,12 @@ def patch_grid(encoder: dict[str, Any]) -> Grid:
                 return Grid(first, rows, columns, side)
     raise EncoderError(
         f"the {tokens} tokens of encoder {encoder['id']} are no grid of patches over {height}x{width} pixels; "
-        "qf explain can only draw encoders whose tokens are"
+        "qf explain can only draw encoders whose tokens are a grid"
     )
 
 
 def cached_picture(features: Features, key: str) -> Picture:
-    """The picture of that key in the features: the tokens that training sees, and its thumbnail for pixels.
+    """The picture of that key in the features: the tokens that training sees, and its thumbnail as pixels.
 
     QfError if there is none."""
     row = pc.index(features.table.column("key"), key).as_py()
@@ -110,14 +143,14 @@ def cached_picture(features: Features, key: str) -> Picture:
 
 
 def explain(run: Run, picture: Picture, caption: str) -> Explanation:
-    """How `run` sees a picture that its encoder has encoded, and a text. QfError if the text is empty."""
+    """Explain what `run` sees in a picture and a text. QfError if the text is empty."""
     if not caption.strip():
         raise QfError('the caption is empty; say what the picture may show: qf explain photo.jpg "a dog on a beach"')
     grid = patch_grid(run.manifest["encoder"])
     embedder, model = run.embedder, run.embedder.model
     tokens = embedder.tokens
     input_ids, mask = (t.to(embedder.device) for t in tokens.pad(tokens.ids([caption], embedder.max_text_length)))
-    image_embeds = picture.tokens.to(embedder.device).clone()  # an encoder's own cannot be part of a graph
+    image_embeds = picture.tokens.to(embedder.device).clone()  # tensors of inference mode cannot be part of a graph
     model.eval()
     with autocast(embedder.device, embedder.dtype):
         with watched(model) as encoding:
@@ -125,9 +158,9 @@ def explain(run: Run, picture: Picture, caption: str) -> Explanation:
         text = model.encode_text(input_ids, mask)
         with watched(model) as matching:
             logits = model.match(image, torch.zeros_like(input_ids[:, 0]), input_ids, mask)[0]
-        looks, matching_looks = (looks_of(model, image, passed) for passed in (encoding, matching))
-    attention = torch.stack([look.probabilities[0].mean(0) for look in looks]).mean(0)  # (Q, T)
-    evidence = grad_cam(logits[1] - logits[0], matching_looks)
+        encoding_layers, matching_layers = (layers_of(model, image, passed) for passed in (encoding, matching))
+    attention = torch.stack([layer.probabilities[0].mean(0) for layer in encoding_layers]).mean(0)  # (Q, T)
+    evidence = grad_cam(logits[1] - logits[0], matching_layers)
 
     def patches(of_tokens: Tensor) -> np.ndarray:
         """(…, T) -> (…, rows, columns)."""
@@ -147,23 +180,23 @@ def explain(run: Run, picture: Picture, caption: str) -> Explanation:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One cross-attention at work, on a single image."""
+class CrossAttention:
+    """The cross-attention of one layer in a pass over a single image."""
 
     query: Tensor  # (1, H, Q, D / H)
     key: Tensor  # (1, H, T, D / H)
     value: Tensor  # V (1, H, T, D / H)
-    context: Tensor  # A V, heads side by side (Q, D): part of the graph, as the others are not
+    context: Tensor  # A V, heads side by side (Q, D): the only one that is part of the graph
 
     @property
     def probabilities(self) -> Tensor:
-        """A (1, H, Q, T), computed anew: the fused kernels that the model uses never hold it."""
+        """A (1, H, Q, T). Computed anew, because the fused kernels of the model never hold it."""
         return (self.query @ self.key.transpose(-1, -2) * self.query.shape[-1] ** -0.5).softmax(-1)
 
 
 @contextmanager
 def watched(model: QFormer) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What each cross-attention gives within the block, in order: A V, and the hidden states that looked, both (Q, D)."""
+    """Collect, layer by layer, the output A V of each cross-attention and the hidden states it started from, both (Q, D)."""
     passed: list[tuple[Tensor, Tensor]] = []
     handles = [
         layer.crossattention.output.register_forward_pre_hook(lambda _, arguments: passed.append(arguments))
@@ -177,23 +210,24 @@ def watched(model: QFormer) -> Iterator[list[tuple[Tensor, Tensor]]]:
             handle.remove()
 
 
-def looks_of(model: QFormer, image: ImageEncoding, passed: Sequence[tuple[Tensor, Tensor]]) -> list[Look]:
-    """The cross-attentions of a pass over one image, from what `watched` saw of it."""
-    layers = zip(model.qformer.encoder.layers(), image.cross, strict=True)
-    crossing = [(layer.crossattention, cross) for layer, cross in layers if layer.crossattention and cross]
-    looks = []
+def layers_of(model: QFormer, image: ImageEncoding, passed: Sequence[tuple[Tensor, Tensor]]) -> list[CrossAttention]:
+    """The cross-attentions of a pass over one image, from the tensors that `watched` collected."""
+    all_layers = zip(model.qformer.encoder.layers(), image.cross, strict=True)
+    crossing = [(layer.crossattention, cross) for layer, cross in all_layers if layer.crossattention and cross]
+    found = []
     for (module, cross), (context, hidden) in zip(crossing, passed, strict=True):
         query = module.attention.project(hidden[None], module.attention.query).squeeze(2).transpose(1, 2)
         key, value = cross
-        looks.append(Look(query.detach().float(), key.detach().float(), value.detach().float(), context))
-    return looks
+        found.append(CrossAttention(query.detach().float(), key.detach().float(), value.detach().float(), context))
+    return found
 
 
-def grad_cam(score: Tensor, looks: list[Look]) -> Tensor:
+def grad_cam(score: Tensor, layers: list[CrossAttention]) -> Tensor:
     """(T,): attention times the positive part of d score / d A, which is d score / d (A V) times V transposed."""
-    evidence = torch.zeros_like(looks[0].key[0, 0, :, 0])
-    for look, gradient in zip(looks, torch.autograd.grad(score, [look.context for look in looks]), strict=True):
-        by_head = gradient.float().unflatten(-1, (look.value.shape[1], -1)).transpose(0, 1)  # (H, Q, D / H)
-        gradient_of_attention = by_head @ look.value.transpose(-1, -2)  # (1, H, Q, T)
-        evidence += (look.probabilities * gradient_of_attention.clamp(min=0)).mean((0, 1, 2))
+    evidence = torch.zeros_like(layers[0].key[0, 0, :, 0])
+    gradients = torch.autograd.grad(score, [layer.context for layer in layers])
+    for layer, gradient in zip(layers, gradients, strict=True):
+        by_head = gradient.float().unflatten(-1, (layer.value.shape[1], -1)).transpose(0, 1)  # (H, Q, D / H)
+        gradient_of_attention = by_head @ layer.value.transpose(-1, -2)  # (1, H, Q, T)
+        evidence += (layer.probabilities * gradient_of_attention.clamp(min=0)).mean((0, 1, 2))
     return evidence

@@ -1,4 +1,4 @@
-"""An explanation as a PNG: heat maps over the picture, for the query that answers, for matching, and for every query."""
+"""An explanation as a PNG: heat maps over the picture, of the query that answers, of matching, and of every query."""
 
 import textwrap
 import warnings
@@ -40,7 +40,7 @@ class Page:
 
 
 def draw_explanation(explanation: Explanation, path: Path) -> None:
-    """The picture, where the answering query looks, what speaks for a match; below, each query's attention by its score."""
+    """Draw the picture, the attention of the query that answers, and the evidence for a match; below, every query's attention."""
     e = explanation
     aspect = e.pixels.shape[1] / e.pixels.shape[2]
     caption = textwrap.wrap(" ".join(e.caption.split()), LETTERS, max_lines=LINES, placeholder=" …")
@@ -63,7 +63,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
 
     height, width = e.pixels.shape[1:]
     _show(place(0, f"what the encoder sees: {width} x {height} pixels"), e.pixels.transpose(1, 2, 0))
-    heat = _overlay(place(1, f"where query {e.query} looks"), e, e.attention[e.query], e.attention[e.query].mean())
+    heat = _overlay(place(1, f"query {e.query} attends to"), e, e.attention[e.query], e.attention[e.query].mean())
     others = "the class token" if e.grid.first == 1 else f"the {e.grid.first} tokens before the patches"
     off = f" ({1 - e.attention[e.query].sum():.0%} is on {others})" if e.grid.first else ""
     left = MARGIN + panel + GAP
@@ -75,7 +75,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
     else:
         _overlay(place(2, f"{title}: no patch"), e, e.evidence)
 
-    which = f"where each of the {len(e.scores)} queries looks, ordered by score with the text; each has its own scale, from its mean up"
+    which = f"each of the {len(e.scores)} queries attends to, ordered by score with the text; each map has its own scale, from its mean up"
     page.text(MARGIN, tiles_top - TITLE - 0.05, which, fontsize=11)
     for place_of, query in enumerate(np.argsort(-e.scores, kind="stable")):
         left = MARGIN + place_of % TILES * (tile + GAP / 2)

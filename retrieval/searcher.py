@@ -1,24 +1,34 @@
-"""Questions to an index: a text or a picture in, ranked hits out."""
+"""Search: a text or a picture in, ranked hits out."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..pipeline.encoders.picture import encode_picture
-from ..pipeline.encoders.text import TextModel
-from ..pipeline.errors import EncoderError, QfError
+from ..pipeline.artifacts import has_manifest
+from ..pipeline.config import ComputeOptions
+from ..pipeline.device import resolve_device
+from ..pipeline.errors import QfError
 from ..pipeline.features.reader import Features
-from .encode.qformer import Run, check_features, open_run
-from .index.store import Index, check_origin, flat, make_index, open_index
+from ..pipeline.results import Result
+from ..pipeline.workspace import Workspace
+from .config import SearchOptions
+from .encode.joint_space import JointSpace
+from .encode.qformer import check_features, open_run
+from .encode.query_encoder import QueryEncoder
+from .index.store import Index, check_origin, make_index, open_index
+from .index.vectors import flat
 from .search import Ranking, best_distinct, nearest_images, reorder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One hit. `itc` and `itm` are set when it was re-ranked: the first score and the matching logit."""
+class Hit(Result):
+    """One hit. `itc` and `itm` are set if it was re-ranked: the first score and the matching logit."""
 
     rank: int
     key: str
@@ -29,95 +39,101 @@ class Hit:
     itc: float | None = None
     itm: float | None = None
 
-    def line(self) -> dict[str, Any]:
-        """The JSON fields of contract 2."""
-        fields = {k: v for k, v in vars(self).items() if k != "thumbnail"}
-        return fields if self.itm is not None else {k: v for k, v in fields.items() if k not in ("itc", "itm")}
+    def to_json(self) -> dict[str, Any]:
+        """All fields but the thumbnail; `itc` and `itm` only if it was re-ranked."""
+        left_out = {"thumbnail"} if self.itm is not None else {"thumbnail", "itc", "itm"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def __str__(self) -> str:
+        parts = f"  (itc {self.itc:.3f}, itm {self.itm:.3f})" if self.itm is not None else ""
+        caption = self.captions[0] if self.captions else ""
+        return f"{self.rank:3d}  {self.score:7.3f}{parts}  {self.image}  {caption}"
 
 
 class Searcher:
-    """An index with the model that made it; or, without a run, the encoder's own joint space."""
+    """An index, the features that it was built from, and the encoder of its queries."""
 
-    def __init__(self, index: Index, features: Features, device: torch.device, run: Run | None) -> None:
-        self.index, self.features, self.device, self.run = index, features, device, run
+    def __init__(self, index: Index, features: Features, encoder: QueryEncoder) -> None:
+        self.index, self.features, self.encoder = index, features, encoder
 
-    @classmethod
-    def open(cls, folder: Path, device: torch.device, precision: str) -> "Searcher":
-        """The index at `folder`, its run and its features. ArtifactError if they no longer belong together."""
-        index = open_index(folder)
-        run = open_run((folder / index.manifest["run"]["path"]).resolve(), device, precision)
-        features = Features((folder / index.manifest["features"]["path"]).resolve())
-        check_features(run, features)
-        check_origin(folder, index.manifest, run.manifest["sha256"], features)
-        return cls(index, features, device, run)
-
-    @classmethod
-    def untrained(cls, features: Features, device: torch.device) -> "Searcher":
-        """Search by the encoder's own embeddings, before any training. EncoderError if it has none."""
-        if features.pooled is None:
-            raise EncoderError(
-                f"encoder {features.encoder['id']} has no joint space with text; train a model first: qf train"
-            )
-        return cls(make_index(features, features.pooled, None, {}), features, device, None)
+    def search(self, query: str | None, options: SearchOptions) -> list[Hit]:
+        """The hits for a text, or for the picture `options.image`. UsageError if the options do not go together."""
+        options.check(query)
+        if options.image is None:
+            return self.text(query or "", options.k, options.rerank)
+        return (
+            self.captions(options.image, options.k) if options.find == "text" else self.image(options.image, options.k)
+        )
 
     def text(self, query: str, k: int, rerank: int = 0) -> list[Hit]:
-        """The k images that fit the text best; with `rerank`, that many (at least k) are matched and ordered anew."""
+        """The k images that fit the text best. With `rerank`, ITM re-ranks that many of them, at least k.
+
+        QfError if the text is empty, or if the encoder cannot match."""
         if not query.strip():
             raise QfError('the query is empty; say what to look for: qf search "a dog on a beach"')
-        if self.run is None:
-            if rerank:
-                raise QfError("--rerank needs a trained model; train one first: qf train")
-            vector = TextModel(self.features.encoder, self.device).encode([query])
-        else:
-            vector = self.run.embedder.texts([query]).cpu().numpy()
-        rerank = max(k, rerank) if rerank else 0
-        hits = best_distinct(self.index.images, vector, rerank or k, self.index.per_image)
-        if self.run is None or not rerank:
-            return self._answers(hits, k)
-        pairs = np.stack([np.arange(len(hits.items)), np.zeros(len(hits.items), np.int64)], 1)
-        itm = self.run.embedder.matching(self.features, hits.items, [query], pairs).numpy()
-        ordered, order = reorder(hits, itm)
-        return self._answers(ordered, k, hits.scores[order], itm[order])
+        count = max(k, rerank) if rerank else k
+        ranking = best_distinct(self.index.images, self.encoder.query(query), count, self.index.per_image)
+        if not rerank:
+            return self._hits(ranking, k)
+        pairs = np.stack([np.arange(len(ranking.items)), np.zeros(len(ranking.items), np.int64)], 1)
+        itm = self.encoder.matching(self.features, ranking.items, [query], pairs)
+        reranked, order = reorder(ranking, itm)
+        return self._hits(reranked, k, ranking.scores[order], itm[order])
 
     def image(self, file: Path, k: int) -> list[Hit]:
         """The k images most like the picture in `file`."""
-        query = self._query(file)
-        if self.run is None:
-            return self._answers(best_distinct(self.index.images, query, k, 1), k)
-        return self._answers(nearest_images(self.index.images, query, k, self.index.per_image), k)
+        query = self.encoder.picture(file)
+        return self._hits(nearest_images(self.index.images, query, k, self.index.per_image), k)
 
     def captions(self, file: Path, k: int) -> list[Hit]:
-        """The k captions that fit the picture in `file` best. Before any training the encoder's text tower reads them all first."""
-        query = self._query(file)
-        vectors = self.index.texts
-        if vectors is None:
-            vectors = flat(TextModel(self.features.encoder, self.device).encode(self.index.captions))
-        hits = best_distinct(vectors, query, k, 1)
-        images = self._answers(Ranking(self.index.text_rows[hits.items], hits.scores), k)
-        texts = [self.index.captions[item] for item in hits.items]
-        return [Hit(**{**vars(answer), "captions": [text]}) for answer, text in zip(images, texts, strict=True)]
+        """The k captions that fit the picture in `file` best, each as a hit of its image with that caption alone."""
+        ranking = best_distinct(self._caption_vectors, self.encoder.picture(file), k, 1)
+        hits = self._hits(Ranking(self.index.text_rows[ranking.items], ranking.scores), k)
+        texts = [self.index.captions[item] for item in ranking.items]
+        return [replace(hit, captions=[text]) for hit, text in zip(hits, texts, strict=True)]
 
-    def _query(self, file: Path) -> np.ndarray:
-        """The picture's vectors (Q, E), or (1, P) in the encoder's own space."""
-        picture = encode_picture(file, self.features.encoder, self.device)
-        if self.run is None:
-            assert picture.pooled is not None
-            return picture.pooled.cpu().numpy()
-        return self.run.embedder.image(picture.tokens)[0].cpu().numpy()
+    @cached_property
+    def _caption_vectors(self) -> Any:
+        """The index of the captions. One that was not built before, without training, is made now."""
+        return flat(self.encoder.texts(self.index.captions)) if self.index.texts is None else self.index.texts
 
-    def _answers(
-        self, hits: Ranking, k: int, itc: np.ndarray | None = None, itm: np.ndarray | None = None
+    def _hits(
+        self, ranking: Ranking, k: int, itc: np.ndarray | None = None, itm: np.ndarray | None = None
     ) -> list[Hit]:
         return [
             Hit(
                 rank=n + 1,
                 key=row["key"],
-                score=round(float(hits.scores[n]), 6),
+                score=round(float(ranking.scores[n]), 6),
                 image=row["image"],
                 captions=row["captions"],
                 thumbnail=row["thumbnail"],
                 itc=None if itc is None else round(float(itc[n]), 6),
                 itm=None if itm is None else round(float(itm[n]), 6),
             )
-            for n, row in enumerate(self.index.shows(hits.items[:k]))
+            for n, row in enumerate(self.index.rows_of(ranking.items[:k]))
         ]
+
+
+def open_searcher(workspace: Workspace, on: ComputeOptions) -> Searcher:
+    """The index of a workspace with its run. Before any training: the encoder's own joint space, with a warning.
+
+    ArtifactError if index, run and features do not belong together; QfError if there is a run without an index."""
+    if has_manifest(workspace.index):
+        return _open_trained(workspace.index, on)
+    if workspace.index.is_dir() or workspace.latest_run() is not None:
+        raise QfError(f"{workspace.folder} has a trained run but no finished index; build it with `qf index`")
+    features = Features(workspace.features)
+    encoder = JointSpace(features.encoder, resolve_device(on.device))
+    log.warning("no trained model yet: searching by the encoder's own embeddings (train one with `qf train`)")
+    assert features.pooled is not None
+    return Searcher(make_index(features, features.pooled, None, {}), features, encoder)
+
+
+def _open_trained(folder: Path, on: ComputeOptions) -> Searcher:
+    index = open_index(folder)
+    run = open_run((folder / index.manifest["run"]["path"]).resolve(), resolve_device(on.device), on.precision)
+    features = Features((folder / index.manifest["features"]["path"]).resolve())
+    check_features(run, features)
+    check_origin(folder, index.manifest, run.manifest["sha256"], features)
+    return Searcher(index, features, run)

@@ -18,24 +18,24 @@ PAPER, INK, FAINT, RIGHT = (255, 255, 255), (25, 25, 25), (110, 110, 110), (38, 
 def contact_sheet(
     searches: Sequence[tuple[str, Sequence[Hit]]], path: Path, right: Sequence[str] | None = None
 ) -> None:
-    """Draw each search: its query, and its answers in rows. `right` names the key that was looked for, which gets a frame."""
-    columns = min(COLUMNS, max((len(answers) for _, answers in searches), default=1))
+    """Draw each search: its query, and its hits in rows. `right` holds the key that each search should find; its tile gets a frame."""
+    columns = min(COLUMNS, max((len(hits) for _, hits in searches), default=1))
     large, small = ImageFont.load_default(16), ImageFont.load_default(11)
-    rows = [-(-len(answers) // columns) for _, answers in searches]
+    rows = [-(-len(hits) // columns) for _, hits in searches]
     width = max(480, columns * (TILE + GAP) + GAP)
     sheet = Image.new("RGB", (width, len(searches) * (HEAD + GAP) + sum(rows) * (TILE + FOOT + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = GAP
-    for number, (query, answers) in enumerate(searches):
+    for number, (query, hits) in enumerate(searches):
         draw.text((GAP, top), _lines(query, width - 2 * GAP, 1, large), INK, large)
-        for place, answer in enumerate(answers):
+        for place, hit in enumerate(hits):
             x = GAP + place % columns * (TILE + GAP)
             y = top + HEAD + place // columns * (TILE + FOOT + GAP)
-            _paste(sheet, answer.thumbnail, x, y)
-            if right is not None and answer.key == right[number]:
+            _paste(sheet, hit.thumbnail, x, y)
+            if right is not None and hit.key == right[number]:
                 draw.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT, width=4)
-            draw.text((x, y + TILE + 4), f"{answer.rank}.  {answer.score:.3f}", FAINT, small)
-            caption = _lines(answer.captions[0] if answer.captions else "", TILE, CAPTION, small)
+            draw.text((x, y + TILE + 4), f"{hit.rank}.  {hit.score:.3f}", FAINT, small)
+            caption = _lines(hit.captions[0] if hit.captions else "", TILE, CAPTION, small)
             draw.multiline_text((x, y + TILE + 19), caption, INK, small, spacing=2)
         top += HEAD + rows[number] * (TILE + FOOT + GAP) + GAP
     with atomic_file(path) as file:

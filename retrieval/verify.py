@@ -1,5 +1,7 @@
-"""Is an artifact what its manifest says? Checksums of every file, then counts."""
+"""Whether an artifact is what its manifest says: the checksum of every file, then counts."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,44 +10,66 @@ import polars as pl
 import pyarrow.compute as pc
 
 from ..pipeline.artifacts import has_manifest, read_manifest, sha256_file
-from ..pipeline.errors import ArtifactError
+from ..pipeline.errors import ArtifactError, QfError
 from ..pipeline.extract.ledger import REJECTS
 from ..pipeline.features.codecs import decode
+from ..pipeline.features.manifest import FEATURES
 from ..pipeline.features.reader import SPLITS, Features
+from ..pipeline.formatting import counted, size
+from ..pipeline.results import Result
 from ..trainer.manifest import RUN
 from ..trainer.qformer import QFormer
 from .index.store import check_origin, open_index
+from .info import read_known
 
 CURES = {
     "features": "extract again with --overwrite",
     "run": "train again with --overwrite",
     "index": "rebuild it with `qf index`",
 }
-ROWS = 256  # of the features that are looked through at a time
+ROWS = 256  # of the features that are checked at a time
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Check the artifact in `folder`: {path, kind, files, bytes, problems, cure}; it is sound if `problems` is empty.
+@dataclass(frozen=True)
+class Verified(Result):
+    """What was checked, and what is wrong; the artifact is sound if `problems` is empty."""
 
-    ArtifactError if there is no finished artifact at all. Reads every byte once or twice; memory grows by some 20 bytes a
-    record, besides `pooled`."""
-    manifest = read_manifest(folder)
-    kind = manifest["kind"]
-    files = manifest["shards"] if kind == "features" else manifest["files"]
+    path: str
+    kind: str
+    files: int
+    bytes: int
+    problems: list[str]
+    cure: str
+
+    def __str__(self) -> str:
+        if self.problems:
+            return "\n".join(f"{self.kind:<9} {problem}" for problem in self.problems)
+        return f"{self.kind:<9} {self.path}: sound; {counted(self.files, 'file')}, {size(self.bytes)}"
+
+
+def verify(folder: Path) -> Verified:
+    """Check the artifact in `folder`: every checksum, then every count.
+
+    ArtifactError if there is no finished artifact. Reads every byte once or twice. Memory: about 20 bytes a record, besides
+    `pooled`."""
+    kind, manifest = read_known(folder)
+    files = manifest["shards"] if kind is FEATURES else manifest["files"]
     problems = [problem for file in files for problem in _file_problems(folder, file)]
-    if not problems:  # counts of damaged files would say the same again, or fail to be read
+    if not problems:  # the counts of damaged files would repeat the problem, or fail to be read
         try:
-            problems = {"features": _features, "run": _run, "index": _index}[kind](folder, manifest)
+            problems = {"features": _features, "run": _run, "index": _index}[kind.name](folder, manifest)
         except ArtifactError as error:
             problems = [str(error)]
-    return {
-        "path": str(folder),
-        "kind": kind,
-        "files": len(files),
-        "bytes": sum(file["bytes"] for file in files),
-        "problems": problems,
-        "cure": CURES[kind],
-    }
+    count = sum(file["bytes"] for file in files)
+    return Verified(str(folder), kind.name, len(files), count, problems, CURES[kind.name])
+
+
+def refuse_problems(checked: Sequence[Verified]) -> None:
+    """QfError that names the first problem, if there is any."""
+    wrong = [result for result in checked if result.problems]
+    if wrong:
+        count = sum(len(result.problems) for result in wrong)
+        raise QfError(f"{wrong[0].problems[0]} (problems in all: {count}); {wrong[0].cure}")
 
 
 def _file_problems(folder: Path, file: dict[str, Any]) -> list[str]:

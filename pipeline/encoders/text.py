@@ -61,10 +61,20 @@ class TextModel:
                 f"the tokenizer of encoder {name} cannot be loaded: {first_line(error)} (SigLIP's needs: pip install sentencepiece)"
             ) from error
 
+    @property
+    def limit(self) -> int:
+        """The number of tokens that the model reads of a text."""
+        limit: int = self.model.config.max_position_embeddings
+        return limit
+
+    def truncates(self, text: str) -> bool:
+        """Whether the text has more tokens than the model reads."""
+        found = self.tokenizer(text, truncation=True, max_length=self.limit + 1)["input_ids"]
+        return len(found) > self.limit
+
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
         """(M,) texts -> (M, P) float32, L2-normalised; longer texts are cut at the tower's limit."""
-        limit = self.model.config.max_position_embeddings
         padding = "longest" if self.kind.masked else "max_length"
         parts = []
         for start in range(0, len(texts), batch_size):
@@ -72,7 +82,7 @@ class TextModel:
                 list(texts[start : start + batch_size]),
                 padding=padding,
                 truncation=True,
-                max_length=limit,
+                max_length=self.limit,
                 return_tensors="pt",
             ).to(self.device)
             mask = batch["attention_mask"] if self.kind.masked else None

@@ -1,36 +1,87 @@
-"""A trained run, opened for answering: its model on a device, and the features that belong to it."""
+"""A trained run as a query encoder: Q query embeddings an image, one embedding a text, and matching."""
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from ...pipeline.artifacts import MANIFEST, read_manifest
-from ...pipeline.device import resolve_precision
+from ...pipeline.artifacts import read_manifest
 from ...pipeline.errors import ArtifactError
-from ...pipeline.features.reader import Features
 from ...trainer.manifest import RUN
-from ...trainer.qformer import QFormer
-from ...trainer.stage1.embedder import Embedder
-from ...trainer.tokens import Tokens
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...pipeline.features.reader import Features
+    from ...trainer.stage1.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run and its embedder."""
+    """A finished run and its model; see `QueryEncoder` for its methods."""
 
     folder: Path
     manifest: dict[str, Any]
-    embedder: Embedder
+    embedder: "Embedder"
+
+    @property
+    def per_image(self) -> int:
+        return self.embedder.model.config.num_query_tokens
+
+    @property
+    def width(self) -> int:
+        return self.embedder.model.config.embed_dim
+
+    def query(self, text: str) -> np.ndarray:
+        self.warn_of_truncation(text)
+        return self.texts([text])
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        return self.embedder.texts(texts).cpu().numpy()
+
+    def picture(self, file: Path) -> np.ndarray:
+        from ...pipeline.encoders.picture import encode_picture
+
+        picture = encode_picture(file, self.manifest["encoder"], self.embedder.device)
+        return self.embedder.image(picture.tokens)[0].cpu().numpy()
+
+    def images(self, features: "Features") -> Iterator[np.ndarray]:
+        for batch in self.embedder.image_batches(features, features.rows()):  # a device may not have room for all
+            yield batch.cpu().numpy()
+
+    def scores(self, features: "Features", rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        from ...trainer.stage1.embedder import similarity_matrix
+
+        return similarity_matrix(self.embedder.images(features, rows), self.embedder.texts(texts)).numpy()
+
+    def matching(self, features: "Features", rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
+        return self.embedder.matching(features, rows, texts, pairs).numpy()
+
+    def warn_of_truncation(self, text: str) -> None:
+        """Warn if the text has more tokens than the model reads."""
+        limit = self.embedder.max_text_length
+        count = len(self.embedder.tokens.tokenizer.encode(text).ids)
+        if count > limit:
+            log.warning(
+                "the text has %d tokens and is truncated: the model reads the first %d (--max-text-length of its training)",
+                count,
+                limit,
+            )
 
 
-def open_run(folder: Path, device: torch.device, precision: str) -> Run:
-    """The model of a run on a device, to compute in `precision` (see `resolve_precision`). ArtifactError if the run is unfinished or
-    damaged."""
+def open_run(folder: Path, device: "torch.device", precision: str) -> Run:
+    """The model of a run on a device, to compute in `precision` (see `resolve_precision`). ArtifactError if the run is
+    unfinished or damaged."""
+    from ...pipeline.device import resolve_precision
+    from ...trainer.qformer import QFormer
+    from ...trainer.stage1.embedder import Embedder
+    from ...trainer.tokens import Tokens
+
     manifest = read_manifest(folder, RUN)
     model = QFormer.from_pretrained(folder).to(device)
     tokens = Tokens.load(folder / "tokenizer.json")
@@ -38,18 +89,7 @@ def open_run(folder: Path, device: torch.device, precision: str) -> Run:
     return Run(folder, manifest, Embedder(model, tokens, device, dtype, manifest["train"]["max_text_length"]))
 
 
-def latest_run(runs: Path) -> Path | None:
-    """The run that was finished last, or None. Damaged ones are passed over, and named in the log, which goes to stderr."""
-    finished = {}
-    for path in runs.glob(f"*/{MANIFEST}"):
-        try:
-            finished[path.parent] = str(read_manifest(path.parent, RUN).get("finished", ""))
-        except ArtifactError as error:
-            log.warning("%s", error)
-    return max(finished, key=lambda run: finished[run], default=None)
-
-
-def check_features(run: Run, features: Features) -> None:
+def check_features(run: Run, features: "Features") -> None:
     """ArtifactError unless the features come from the encoder that the run was trained on."""
     trained, given = run.manifest["encoder"], features.encoder
     for name in ("sha256", "layer", "preprocessing", "tokens", "width"):
@@ -61,5 +101,5 @@ def check_features(run: Run, features: Features) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value for a message; of a checksum the beginning."""
+    """A value for a message: the beginning of a checksum, any other value whole."""
     return value[:12] if isinstance(value, str) else str(value)

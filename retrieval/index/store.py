@@ -1,33 +1,27 @@
-"""A FAISS index of query embeddings, the texts' beside it, and the rows that say what each vector shows.
+"""An index on disk: the vectors of images and of texts, and the rows that say what each vector shows.
 
-Flat indexes only: every search is exact. An index knows the model and the features that it was built from."""
+An index knows the run and the features that it was built from."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from ...pipeline.artifacts import MANIFEST, atomic_file, described, locked, read_manifest, write_manifest
-from ...pipeline.errors import ArtifactError, QfError
-from ...pipeline.features.reader import Features
+from ...pipeline.errors import ArtifactError
 from .manifest import INDEX
+from .vectors import flat, import_faiss
+
+if TYPE_CHECKING:
+    from ...pipeline.features.reader import Features
 
 REBUILD = "rebuild it with `qf index`"
 FILES = ("images.faiss", "texts.faiss", "rows.arrow")
 COLUMNS = ("key", "split", "image", "captions", "thumbnail")
-
-
-def import_faiss() -> Any:
-    """The faiss module; QfError that says how to install it."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise QfError("FAISS is not installed; pip install 'qf[cpu]' (or 'qf[gpu]' on a CUDA machine)") from error
-    return faiss
 
 
 @dataclass(frozen=True)
@@ -45,19 +39,12 @@ class Index:
     def __len__(self) -> int:
         return int(self.rows.num_rows)
 
-    def shows(self, items: np.ndarray) -> list[dict[str, Any]]:
-        """The rows (n,) of `rows` that hits name. Not by `take`, which joins the chunks: thumbnails of 2 GiB are too many."""
+    def rows_of(self, items: np.ndarray) -> list[dict[str, Any]]:
+        """The rows of these items (n,), as dicts. Not by `take`: it joins the chunks, and fails at 2 GiB of thumbnails."""
         return [row for item in items.tolist() for row in self.rows.slice(item, 1).to_pylist()]
 
 
-def flat(vectors: np.ndarray) -> Any:
-    """An exact inner-product index of (n, E) float32 vectors."""
-    index = import_faiss().IndexFlatIP(vectors.shape[-1])
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-    return index
-
-
-def make_index(features: Features, images: np.ndarray, texts: np.ndarray | None, manifest: dict[str, Any]) -> Index:
+def make_index(features: "Features", images: np.ndarray, texts: np.ndarray | None, manifest: dict[str, Any]) -> Index:
     """An index in memory of the features' `images` (N, Q, E), or (N, E), and `texts` (M, E): all their captions, in order."""
     per_image = images.shape[1] if images.ndim == 3 else 1
     return Index(
@@ -77,7 +64,7 @@ def _texts(captions: list[list[str]]) -> tuple[np.ndarray, list[str]]:
 
 
 def save_index(index: Index, folder: Path) -> dict[str, Any]:
-    """Write the index as an artifact, in place of what was there; returns its manifest."""
+    """Write the index as an artifact, in place of an earlier one. Returns its manifest."""
     faiss = import_faiss()
     with locked(folder):
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -116,16 +103,16 @@ def open_index(folder: Path) -> Index:
     return Index(images, texts, manifest["per_image"], rows, *_texts(rows.column("captions").to_pylist()), manifest)
 
 
-def origin(folder: Path, run: Path, run_sha256: str, features: Features) -> dict[str, Any]:
-    """What an index at `folder` was built from, for its manifest; paths are relative to the folder."""
+def origin(folder: Path, run: Path, run_sha256: str, features: "Features") -> dict[str, Any]:
+    """The run and the features that an index at `folder` is built from, for its manifest. Paths are relative to the folder."""
     return {
         "run": {"path": os.path.relpath(run, folder), "sha256": run_sha256},
         "features": {"path": os.path.relpath(features.folder, folder), "identity": features.identity},
     }
 
 
-def check_origin(folder: Path, manifest: dict[str, Any], run_sha256: str, features: Features) -> None:
-    """ArtifactError if the index was built from another model or other features."""
+def check_origin(folder: Path, manifest: dict[str, Any], run_sha256: str, features: "Features") -> None:
+    """ArtifactError if the index was built from another model or from other features."""
     if manifest["run"]["sha256"] != run_sha256:
         raise ArtifactError(
             f"index {folder} was built from another model than {manifest['run']['path']} holds now; {REBUILD}"

@@ -20,6 +20,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def rank() -> int:
+    """The rank of this process among those that train together; 0 if it is alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def launch(arguments: Sequence[str], count: int) -> int:
     """Run `python -m qf.cli` with these arguments `count` times, and return the exit code of the first to fail, or 0.
 

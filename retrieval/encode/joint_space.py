@@ -1,0 +1,72 @@
+"""The frozen encoder's own joint space as a query encoder: its vision model for pictures, its text model for texts.
+
+It needs no training. One embedding an image, `pooled` in the features; no matching."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...pipeline.errors import EncoderError, QfError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...pipeline.encoders.text import TextModel
+    from ...pipeline.features.reader import Features
+
+log = logging.getLogger(__name__)
+BATCH = 4096  # images at a time
+
+
+class JointSpace:
+    """The joint space of the encoder with this identity; see `QueryEncoder` for the methods."""
+
+    per_image = 1
+
+    def __init__(self, identity: dict[str, Any], device: "torch.device") -> None:
+        """EncoderError if the encoder has no joint space."""
+        if identity["joint"] is None:
+            raise EncoderError(f"encoder {identity['id']} has no joint space with text; train a model first: qf train")
+        self.identity, self.device = identity, device
+        self.width: int = identity["joint"]
+
+    @cached_property
+    def text_model(self) -> "TextModel":
+        """EncoderError if the encoder has none, or is no longer the one that made the features."""
+        from ...pipeline.encoders.text import TextModel
+
+        return TextModel(self.identity, self.device)
+
+    def query(self, text: str) -> np.ndarray:
+        if self.text_model.truncates(text):
+            log.warning(
+                "the text is truncated: the encoder's text model reads its first %d tokens", self.text_model.limit
+            )
+        return self.texts([text])
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        return self.text_model.encode(texts)
+
+    def picture(self, file: Path) -> np.ndarray:
+        from ...pipeline.encoders.picture import encode_picture
+
+        picture = encode_picture(file, self.identity, self.device)
+        assert picture.pooled is not None
+        return picture.pooled.cpu().numpy()
+
+    def images(self, features: "Features") -> Iterator[np.ndarray]:
+        assert features.pooled is not None
+        for start in range(0, len(features), BATCH):
+            yield features.pooled[start : start + BATCH, None]
+
+    def scores(self, features: "Features", rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        assert features.pooled is not None
+        scores: np.ndarray = features.pooled[rows] @ self.texts(texts).T
+        return scores
+
+    def matching(self, features: "Features", rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
+        raise QfError("--rerank needs a trained model; train one first: qf train")

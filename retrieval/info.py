@@ -1,0 +1,82 @@
+"""What an artifact is and how it was made, from its manifest. Nothing heavy is imported."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..pipeline.artifacts import Kind, read_manifest
+from ..pipeline.errors import ArtifactError
+from ..pipeline.features.manifest import FEATURES
+from ..pipeline.formatting import by_split, counted, duration, size
+from ..pipeline.results import Result
+from ..trainer.manifest import RUN
+from .index.manifest import INDEX
+
+KINDS = {kind.name: kind for kind in (FEATURES, RUN, INDEX)}
+
+
+def read_known(folder: Path) -> tuple[Kind, dict[str, Any]]:
+    """The kind and the manifest of an artifact. ArtifactError if it is unfinished, or of no kind that qf knows."""
+    name = read_manifest(folder)["kind"]
+    if name not in KINDS:
+        raise ArtifactError(
+            f"{folder} holds {name!r}, which this version of qf does not know; make it again with --overwrite"
+        )
+    return KINDS[name], read_manifest(folder, KINDS[name])
+
+
+@dataclass(frozen=True)
+class Info(Result):
+    """An artifact's manifest."""
+
+    path: str
+    manifest: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest."""
+        return self.manifest
+
+    def __str__(self) -> str:
+        lines = {"features": _features, "run": _run, "index": _index}[self.manifest["kind"]](self.manifest)
+        return "\n".join([f"{self.path}: {self.manifest['kind']}", *(f"  {name:<9} {text}" for name, text in lines)])
+
+
+def info(folder: Path) -> Info:
+    """The manifest of the artifact in `folder`. ArtifactError as of `read_known`."""
+    return Info(str(folder), read_known(folder)[1])
+
+
+def _features(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    encoder, source = manifest["encoder"], manifest["source"]
+    yield "from", f"{source['path']} ({source['kind']}), {manifest['rejected']:,} records rejected"
+    joint = f"joint space of {encoder['joint']}" if encoder["joint"] else "no joint space"
+    shape = f"{encoder['tokens']} tokens x {encoder['width']}, {joint}, {encoder['precision']}"
+    yield "encoder", f"{encoder['id']}, layer {encoder['layer']}, {shape}"
+    views = f", {counted(manifest['views'], 'view')} of each training image" if manifest["views"] else ""
+    images = f"{manifest['records']:,} images ({by_split(manifest['splits'])})"
+    yield "holds", f"{images}, {manifest['captions']:,} captions{views}"
+    weight = size(sum(shard["bytes"] for shard in manifest["shards"]))
+    yield "on disk", f"{counted(len(manifest['shards']), 'shard')}, {weight}, {manifest['codec']}, {manifest['format']}"
+
+
+def _run(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    model, best = manifest["model"], manifest["best"]
+    shape = f"{model['num_hidden_layers']} layers x {model['hidden_size']}, {model['num_query_tokens']} queries"
+    yield "model", f"{shape}, from {manifest['train']['init'] or 'scratch'}"
+    steps = counted(manifest["steps"], "step")
+    yield "trained", f"{manifest['epochs']:g} epochs, {steps}, {duration(manifest['seconds'])}"
+    if manifest["stopped"]:
+        yield "stopped", f"of {manifest['planned_steps']:,} steps planned: {manifest['stopped']}"
+    if manifest["steps"]:
+        yield "losses", f"{manifest['train']['losses']}, {manifest['loss']:.3f} at the end"
+    yield "features", f"{manifest['features']['path']} ({manifest['encoder']['id']})"
+    if best:
+        found = f"R@1 {best['text_to_image_R@1']} text to image, {best['image_to_text_R@1']} image to text"
+        yield "best", f"step {best['step']:,}: {found}"
+
+
+def _index(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    vectors = f"{manifest['vectors']:,} vectors, {manifest['texts']:,} texts ({manifest['type']})"
+    yield "holds", f"{manifest['images']:,} images as {vectors}"
+    yield "from", f"{manifest['run']['path']} and {manifest['features']['path']}; {size(manifest['bytes'])}"
