@@ -52,7 +52,7 @@ class Stage(Protocol[Batch]):
         """Metrics of the model after step `step`. Rank 0 alone calls it."""
 
     def better(self, step: int, metrics: dict[str, float]) -> float | None:
-        """The score of these metrics; the loop keeps the weights with the highest one. None: do not compare yet."""
+        """The score of these metrics, 0 or more; the loop keeps the weights with the highest one. None: do not compare yet."""
 
 
 def planned_steps(batches_per_epoch: int, config: LoopConfig) -> int:

@@ -1,11 +1,11 @@
-"""The Q-Former's short cuts against the same things done the long way."""
+"""The Q-Former's short cuts against the plain computation, written out here."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from qf.trainer import qformer as qformer_module
+from qf.trainer import packing
 from qf.trainer.config import QFormerConfig
 from qf.trainer.objectives import itc_loss, itm_pairs, similarities, stage1_losses
 from qf.trainer.qformer import QFormer
@@ -64,12 +64,12 @@ def long_way(model, embeds, ids, mask, negatives):
         hidden = model.qformer.layernorm(hidden)
         for layer in model.qformer.encoder.layer:
             hidden = attention(layer.attention, hidden, hidden, seen)
-            looking, text = hidden[:queries], hidden[queries:]
+            queried, text = hidden[:queries], hidden[queries:]
             if queries and layer.crossattention is not None:
                 everything = torch.ones(queries, len(image), dtype=torch.bool)
-                looking = attention(layer.crossattention, looking, image, everything)
-            looking = feed(layer.intermediate_query, layer.output_query, looking)
-            hidden = torch.cat([looking, feed(layer.intermediate, layer.output, text)])
+                queried = attention(layer.crossattention, queried, image, everything)
+            queried = feed(layer.intermediate_query, layer.output_query, queried)
+            hidden = torch.cat([queried, feed(layer.intermediate, layer.output, text)])
         return hidden
 
     def embed(text):
@@ -123,11 +123,11 @@ def gradients(model, losses):
 
 @pytest.mark.parametrize("groups", [1, 6])
 @pytest.mark.parametrize("padding", [0.0, 3.0])
-def test_several_captions_of_an_image(model, batch, monkeypatch, groups, padding):
-    """Losses and gradients, with texts in one group as on CUDA or in several, and with images looked at together or copied."""
+def test_losses_and_gradients_equal_those_of_one_text_at_a_time(model, batch, monkeypatch, groups, padding):
+    """With texts in one group, as on CUDA, or in several; and with pairs that attend to an image together, or to copies."""
     embeds, ids, mask, negatives = batch
-    monkeypatch.setattr(qformer_module, "LENGTH_GROUPS", groups)
-    monkeypatch.setattr(qformer_module, "MOST_PADDING", padding)
+    monkeypatch.setattr(packing, "LENGTH_GROUPS", groups)
+    monkeypatch.setattr(packing, "MOST_PADDING", padding)
     ours = stage1_losses(model, embeds, ids, mask, image_rows=ROWS, negatives=negatives)
     theirs = long_way(model, embeds, ids, mask, negatives)
     for name, loss in theirs.items():
@@ -150,7 +150,7 @@ def test_texts_keep_their_order_and_place(model, batch):
 
 
 @pytest.mark.parametrize("images", [[0], [4, 4, 4, 4], [2, 0, 2, 1, 2, 0]])
-def test_any_number_of_pairs_an_image(model, batch, images):
+def test_matching_takes_any_number_of_pairs_of_an_image(model, batch, images):
     embeds, ids, mask, _ = batch
     rows = torch.tensor(images)
     count = len(rows)
@@ -165,7 +165,7 @@ def test_any_number_of_pairs_an_image(model, batch, images):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_gradient_checkpointing_changes_nothing_to_the_bit(batch, precision):
-    """With dropout: what is computed again draws the same."""
+    """With dropout: the second pass draws the same random numbers."""
     torch.manual_seed(0)
     model = QFormer(replace(CONFIG, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)).train()
     found = []
@@ -178,13 +178,13 @@ def test_gradient_checkpointing_changes_nothing_to_the_bit(batch, precision):
     assert all(torch.equal(plain[name], again[name]) for name in plain)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(then, now)
-    torch.manual_seed(3)  # and dropout was at work
+    torch.manual_seed(3)  # dropout had an effect
     assert not torch.equal(stage1_losses(model, *batch[:3], image_rows=ROWS)["loss_itg"], plain["loss_itg"])
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile asks for it while it traces
 def test_compiled_blocks_give_the_same(batch, tmp_path, monkeypatch):
-    """With dropout, which draws the same random numbers; also without gradients, as gradient caching needs it."""
+    """With dropout, which draws the same random numbers; also without gradients, on which gradient caching relies."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)  # 150 MB that would stay
     torch.manual_seed(0)

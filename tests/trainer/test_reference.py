@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from qf.trainer.loader.batches import Batch, Part
+from qf.trainer.loader.batches import Batch, MicroBatch
 from qf.trainer.objectives import LOSSES, itc_loss, similarities, stage1_losses
 from qf.trainer.qformer import QFormer
-from qf.trainer.stage1.step import Stage1, StepPlan, backward
+from qf.trainer.stage1.plan import StepPlan
+from qf.trainer.stage1.step import Stage1Step, backward
 from qf.trainer.weights.names import LAVIS
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -108,10 +109,10 @@ def test_gradients(model, inputs, golden):
     check_gradients(model, golden)
 
 
-@pytest.mark.parametrize("part_size", [6, 4, 1])
+@pytest.mark.parametrize("micro_batch_size", [6, 4, 1])
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_losses_and_gradients_of_a_step_in_parts(
-    model, inputs, outputs, golden, monkeypatch, part_size, gradient_checkpointing
+    model, inputs, outputs, golden, monkeypatch, micro_batch_size, gradient_checkpointing
 ):
     model.gradient_checkpointing = gradient_checkpointing
     monkeypatch.setattr(
@@ -119,9 +120,9 @@ def test_losses_and_gradients_of_a_step_in_parts(
     )
     rows = torch.arange(6)
     texts = inputs["input_ids"], inputs["attention_mask"], rows, rows, rows
-    cuts = [slice(start, min(6, start + part_size)) for start in range(0, 6, part_size)]
-    batch = Batch({"tokens": inputs["image_embeds"]}, *texts, [6], [Part(cut, cut, cut, cut) for cut in cuts])
-    losses = backward(Stage1(model), batch, StepPlan(0))
+    cuts = [slice(start, min(6, start + micro_batch_size)) for start in range(0, 6, micro_batch_size)]
+    batch = Batch({"tokens": inputs["image_embeds"]}, *texts, [6], [MicroBatch(cut, cut, cut, cut) for cut in cuts])
+    losses = backward(Stage1Step(model), batch, StepPlan(0))
     for name in LOSSES:
         assert_close(losses[name], outputs[name], atol=2e-5, rtol=0)
     check_gradients(model, golden)

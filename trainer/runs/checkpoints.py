@@ -25,7 +25,7 @@ class TrainState:
     seconds: float = 0.0
     waited: float = 0.0  # seconds spent waiting for data
     pairs: int = 0  # image-text pairs seen
-    best: float = -1.0  # the highest score of a validation
+    best: float = -1.0  # the highest score of a validation; scores are 0 or more
     stale: int = 0  # validations since the best one
 
 

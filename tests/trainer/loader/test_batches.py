@@ -1,15 +1,12 @@
 from collections import Counter
-from itertools import chain, permutations
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from qf.pipeline.errors import TrainingError
 from qf.pipeline.features.codecs import decode
-from qf.trainer.loader.batches import PLACES, Batches, BufferPool, epoch_order
+from qf.trainer.loader.batches import Batches, BufferPool
 from qf.trainer.tokens import Tokens
 
 from conftest import run_extract  # isort: skip
@@ -21,37 +18,6 @@ def tokens(features):
 
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 400), st.integers(0, 2**32 - 1))
-def test_an_epoch_is_shuffled_within_windows(sizes, window, seed):
-    """Every row once; a piece of a shard never spreads over more than two windows; the same again from the same seed."""
-    shards = np.repeat(np.arange(len(sizes)) * 2, sizes)
-    order = epoch_order(shards, window, np.random.default_rng(seed))
-    assert np.array_equal(np.sort(order), np.arange(len(shards)))
-    assert np.array_equal(order, epoch_order(shards, window, np.random.default_rng(seed)))
-    windows = np.empty(len(order), np.int64)
-    windows[order] = np.arange(len(order)) // window
-    piece = -(-window // PLACES)
-    for first, size in zip(np.cumsum([0, *sizes]), sizes, strict=False):
-        for start in range(first, first + size, piece):
-            assert np.ptp(windows[start : min(start + piece, first + size)]) <= 1
-
-
-def test_a_small_set_is_shuffled_as_a_whole():
-    drawn = Counter(tuple(epoch_order(np.array([0, 0, 1, 3]), 4, np.random.default_rng(s))) for s in range(4800))
-    assert drawn.keys() == set(permutations(range(4)))
-    assert min(drawn.values()) > 140  # of 200 expected each
-    assert max(drawn.values()) < 260
-
-
-def test_shards_of_a_large_set_come_in_another_order_each_epoch():
-    shards = np.arange(4096) // 64
-    first, second = (epoch_order(shards, 1024, np.random.default_rng(seed)) for seed in range(2))
-    for order in (first, second):
-        assert {len(set(shards[part])) for part in order.reshape(4, 1024)} == {16}  # whole shards, mixed
-    assert set(shards[first[:1024]]) != set(shards[second[:1024]])
 
 
 def test_memory_is_used_again_once_it_is_free_and_never_before():
@@ -76,7 +42,7 @@ def make(features, tokens, **more):
 def test_an_epoch_shows_every_image_once_and_two_epochs_every_caption(features, tokens):
     batches = make(features, tokens, batch_size=4)
     seen = Counter()
-    for step in range(2 * batches.steps_per_epoch):
+    for step in range(2 * batches.per_epoch):
         batch = batches.batch(step)
         for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
             seen[tuple(ids[: int(mask.sum())].tolist())] += 1
@@ -98,67 +64,16 @@ def test_features_captions_and_images_belong_together(features, tokens):
 def test_all_captions_are_matched_over_the_epochs(features, tokens):
     batches = make(features, tokens, batch_size=4, captions_per_image=0, matched_captions=1)
     seen = Counter()
-    for step in range(2 * batches.steps_per_epoch):
+    for step in range(2 * batches.per_epoch):
         batch = batches.batch(step)
         assert batch.image_rows[batch.matched].tolist() == [0, 1, 2, 3]
         seen.update(tuple(batch.input_ids[m][batch.attention_mask[m].bool()].tolist()) for m in batch.matched)
     assert seen == Counter(tuple(i) for row in features.rows("train") for i in tokens.ids(features.captions[row], 16))
 
 
-class Table:
-    """Features of nothing but captions: `counts` of them an image; the tokens tell image and view."""
-
-    folder, views = Path("features"), 0
-
-    def __init__(self, counts, views=0):
-        self.captions = [[f"w{image} x{number}" for number in range(count)] for image, count in enumerate(counts)]
-        self.views = views
-
-    def shard_numbers(self, rows):
-        return np.zeros(len(rows), int)
-
-    def read(self, rows, views, empty):
-        return {"tokens": torch.from_numpy(np.stack([rows, views], 1)[:, None].astype(np.float32))}
-
-
-@given(
-    st.lists(st.integers(1, 6), min_size=2, max_size=4),
-    st.integers(0, 4),
-    st.integers(0, 3),
-    st.integers(0, 3),
-)
-@settings(max_examples=40, deadline=None)
-def test_every_caption_meets_every_view(counts, views, captions_per_image, matched_captions):
-    """After as many epochs as an image has captions and views, each of its captions was matched with each of them, and each
-    pair equally often."""
-    features = Table(counts, views)
-    texts = [caption for captions in features.captions for caption in captions]
-    tokens = Tokens.train(texts, 200)
-    batches = Batches(
-        features,
-        np.arange(len(counts)),
-        tokens,
-        batch_size=len(counts),
-        captions_per_image=captions_per_image,
-        matched_captions=matched_captions,
-        max_text_length=8,
-        seed=0,
-    )
-    names = {tuple(ids): text for ids, text in zip(tokens.ids(texts, 8), texts, strict=True)}
-    for image, count in enumerate(counts):
-        seen = Counter()
-        for epoch in range(count * (1 + views)):
-            batch = batches.batch(epoch)
-            view = int(batch.encoded["tokens"][image, 0, 1])
-            _, matched = captions_of(batch)
-            seen.update((view, names[tuple(ids)]) for row, ids in matched if row == image)
-        assert len(seen) == count * (1 + views)
-        assert len(set(seen.values())) == 1
-
-
 def test_a_batch_is_a_function_of_the_step(features, tokens):
     first, second = make(features, tokens), make(features, tokens)
-    ahead = list(first.steps(2, 7))
+    ahead = list(first.between(2, 7))
     for step, batch in enumerate(ahead, start=2):
         assert torch.equal(batch.encoded["tokens"], second.batch(step).encoded["tokens"])
         assert torch.equal(batch.input_ids, second.batch(step).input_ids)
@@ -169,7 +84,7 @@ def test_a_batch_is_a_function_of_the_step(features, tokens):
 @pytest.mark.parametrize("device", DEVICES)
 def test_batches_made_ahead_are_the_same_on_every_device(features, tokens, device):
     batches, plain = make(features, tokens, device=torch.device(device)), make(features, tokens)
-    for step, batch in enumerate(batches.steps(0, 12)):
+    for step, batch in enumerate(batches.between(0, 12)):
         expected = plain.batch(step)
         assert decode(batch.encoded).device.type == device
         for ours, theirs in zip(batch.tensors(), expected.tensors(), strict=True):
@@ -196,7 +111,7 @@ def test_processes_share_the_batch_of_one(features, tokens, world_size):
             assert captions_of(part) == captions_of(whole)
             assert sum(part.texts_of) == len(whole.input_ids)
         images, texts, matched = (
-            [list(range(*getattr(part.parts[0], name).indices(99))) for part in parts]
+            [list(range(*getattr(part.micro_batches[0], name).indices(99))) for part in parts]
             for name in ("images", "texts", "matched")
         )
         assert list(chain(*images)) == list(range(6))
@@ -206,8 +121,8 @@ def test_processes_share_the_batch_of_one(features, tokens, world_size):
             assert set(whole.image_rows[captions].tolist()) == set(mine)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(features, tokens):
-    with pytest.raises(TrainingError, match=r"5 images cannot be shared evenly by 2 processes; use a --batch-size"):
+def test_a_batch_that_processes_cannot_share_is_refused(features, tokens):
+    with pytest.raises(TrainingError, match=r"2 processes cannot share a batch of 5 images evenly; use a --batch-size"):
         make(features, tokens, world_size=2)
 
 
@@ -237,7 +152,7 @@ def test_each_epoch_takes_another_view(pictures, clip_folder, tokens, tmp_path):
     batches = make(features, tokens, batch_size=4)
     seen = Counter(
         owners[embeds.numpy().tobytes()]
-        for step in range(3 * batches.steps_per_epoch)
+        for step in range(3 * batches.per_epoch)
         for embeds in batches.batch(step).encoded["tokens"]
     )
     assert seen == Counter(owners.values())

@@ -29,7 +29,7 @@ def test_batches_are_those_from_disk(pictures, clip_folder, tmp_path, device, co
         kept = Cache(features, rows, torch.device(place))
         assert all(column.device == torch.device(place) for column in kept.columns.values())
         batches = Batches(features, rows, tokens, **options, device=torch.device(device), source=kept)
-        for step, batch in enumerate(batches.steps(0, 3 * batches.steps_per_epoch)):
+        for step, batch in enumerate(batches.between(0, 3 * batches.per_epoch)):
             for ours, theirs in zip(batch.tensors(), disk.batch(step).tensors(), strict=True):
                 assert ours.device.type == torch.device(device).type
                 assert torch.equal(ours.cpu(), theirs)

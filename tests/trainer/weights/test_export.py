@@ -1,5 +1,6 @@
-"""Exports: transformers sees with them as qf does, and they come back to the bit."""
+"""Exports: transformers computes the same scores with them as qf, and qf reads them back to the bit."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,8 @@ from qf.trainer.qformer import QFormer
 from qf.trainer.stage1.stage import train
 from qf.trainer.tokens import Tokens
 from qf.trainer.weights.export import export
-from qf.trainer.weights.start import make_model
-from safetensors.torch import load_file
+from qf.trainer.weights.start import find_start
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from conftest import run_extract  # isort: skip
@@ -27,7 +28,7 @@ def run(blip2_features, blip2_folder, tmp_path_factory):
     """A run that has the weights of a BLIP-2 of Hugging Face, untrained."""
     folder = tmp_path_factory.mktemp("runs") / "blip2"
     summary = train(blip2_features, folder, replace(UNTRAINED, init=str(blip2_folder)), CPU)
-    assert (summary["steps"], summary["epochs"], summary["loss"], summary["best"]) == (0, 0.0, None, {})
+    assert (summary.steps, summary.epochs, summary.loss, summary.best) == (0, 0.0, None, {})
     return folder
 
 
@@ -50,7 +51,7 @@ def test_hugging_face_to_qf_and_back(run, blip2_folder, tmp_path, caplog):
     out = tmp_path / "out"
     summary = export(run, out, "huggingface")
     assert not caplog.messages
-    assert (summary["vision"], summary["files"]) == (True, len(list(out.iterdir())))
+    assert (summary.vision, summary.files) == (True, len(list(out.iterdir())))
     equal(load_file(out / "model.safetensors"), load_file(blip2_folder / "model.safetensors"))
     model = hugging_face(out)
     again = QFormer.from_pretrained(out)
@@ -103,15 +104,15 @@ def test_lavis_and_back(run, trained, blip2_features, tmp_path):
         again = QFormer.from_pretrained(out)  # heads that are not 64 wide are in the file, too
         equal(again.state_dict(), load_file(source / "model.safetensors"))
         assert again.config == QFormer.from_pretrained(source).config
-    model, tokens = make_model(Stage1Config(init=str(tmp_path / "blip2.safetensors")), blip2_features, [])
-    equal(model.state_dict(), load_file(run / "model.safetensors"))
-    assert tokens.tokenizer.to_str() == Tokens.load(run / "tokenizer.json").tokenizer.to_str()
+    start = find_start(Stage1Config(init=str(tmp_path / "blip2.safetensors")), blip2_features, [])
+    equal(QFormer.from_weights(start.model, start.weights).state_dict(), load_file(run / "model.safetensors"))
+    assert start.tokens.tokenizer.to_str() == Tokens.load(run / "tokenizer.json").tokenizer.to_str()
 
 
-def test_of_other_encoders_the_q_former_alone_is_exported(trained, tmp_path, caplog):
+def test_the_q_former_alone_is_exported_for_other_encoders(trained, tmp_path, caplog):
     source = trained / "runs" / "stage1"
     summary = export(source, tmp_path / "out", "huggingface")
-    assert not summary["vision"]
+    assert not summary.vision
     assert "is no BLIP-2 vision model: the export holds the Q-Former alone" in caplog.messages[0]
     equal(QFormer.from_pretrained(tmp_path / "out").state_dict(), load_file(source / "model.safetensors"))
     from transformers import Blip2ForImageTextRetrieval
@@ -121,7 +122,7 @@ def test_of_other_encoders_the_q_former_alone_is_exported(trained, tmp_path, cap
     assert all(key.startswith("vision_model.embeddings.") for key in info["missing_keys"])
 
 
-def test_what_cannot_be_exported_is_said(run, lavis_eps, tmp_path, caplog):
+def test_exports_that_cannot_be_made_are_refused(run, lavis_eps, tmp_path, caplog):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     with pytest.raises(ArtifactError, match="is there already; .* --overwrite"):
@@ -134,11 +135,22 @@ def test_what_cannot_be_exported_is_said(run, lavis_eps, tmp_path, caplog):
         export(tmp_path / "none", tmp_path / "out", "lavis")
     caplog.clear()
     export(lavis_eps, tmp_path / "eps", "huggingface")
-    assert "has epsilon 1e-05; Hugging Face's layout gives it the vision model's, 1e-06" in caplog.messages[0]
+    assert "has epsilon 1e-05; Hugging Face's layout uses the vision model's, 1e-06" in caplog.messages[0]
     manifest = read_json(lavis_eps / "manifest.json")
     write_json(lavis_eps / "manifest.json", manifest | {"encoder": manifest["encoder"] | {"sha256": "0"}})
     with pytest.raises(EncoderError, match="no longer the one that made the features"):
         export(lavis_eps, tmp_path / "out", "huggingface")
+
+
+def test_weights_that_changed_after_training_are_not_exported(trained, tmp_path):
+    source = shutil.copytree(trained / "runs" / "stage1", tmp_path / "run")
+    weights = source / "model.safetensors"
+    save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors is not the file that training wrote; train again"):
+        export(source, tmp_path / "out", "lavis")
+    weights.unlink()
+    with pytest.raises(ArtifactError, match="is not the file that training wrote"):
+        export(source, tmp_path / "out", "lavis")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Weights of every layout come in as they are, and what is wrong with them is named."""
+"""Weights of every layout are read to the bit, and errors name what is wrong with them."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from qf.pipeline.errors import ArtifactError
 from qf.trainer.qformer import QFormer
 from qf.trainer.tokens import read_tokenizer
 from qf.trainer.weights.names import LAVIS_NAMES
-from qf.trainer.weights.read import load_qformer, read_weights
+from qf.trainer.weights.read import read_weights
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -133,7 +133,7 @@ def test_each_missing_or_unexpected_key_is_named(layout, lavis, blip2_folder, be
     def named(key):
         save_file({k: v.clone() for k, v in state.items() if k != key} | {"extra.weight": torch.zeros(1)}, file)
         with pytest.raises(ArtifactError) as error:
-            load_qformer(copy, **sizes)
+            QFormer.from_pretrained(copy, **sizes)
         assert f"missing {key}" in str(error.value).replace("missing bert.", "missing ")
         assert "unexpected " in str(error.value)
         assert "extra.weight" in str(error.value)
@@ -142,7 +142,7 @@ def test_each_missing_or_unexpected_key_is_named(layout, lavis, blip2_folder, be
     key = next(key for key in needed if key.endswith("output.dense.bias"))
     save_file({k: v.clone() for k, v in state.items()} | {key: torch.zeros(3)}, file)
     with pytest.raises(ArtifactError, match=r"output\.dense\.bias is \(3,\), not \(\d+,\)"):
-        load_qformer(copy, **sizes)
+        QFormer.from_pretrained(copy, **sizes)
 
 
 def edited(change):
@@ -154,33 +154,33 @@ def edited(change):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (edited({"hidden_size": None}), "has a size that is no number"),
-        (edited({"layer_norm_eps": "a"}), "has a size that is no number"),
-        (edited({"num_attention_heads": 0}), "has sizes that no BERT has"),
-        (edited({"num_attention_heads": 5}), "has sizes that no BERT has"),
+        (edited({"hidden_size": None}), "has a size that is not a number"),
+        (edited({"layer_norm_eps": "a"}), "has a size that is not a number"),
+        (edited({"num_attention_heads": 0}), "has impossible sizes"),
+        (edited({"num_attention_heads": 5}), "has impossible sizes"),
         (lambda folder: (folder / "tokenizer.json").write_text("[]"), "cannot be read as a tokenizer"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "cannot be read as weights"),
     ],
 )
-def test_a_malformed_bert_is_told(bert_folder, tmp_path, spoil, message):
+def test_a_malformed_bert_is_refused(bert_folder, tmp_path, spoil, message):
     folder = shutil.copytree(bert_folder, tmp_path / "bert")
     spoil(folder)
     with pytest.raises(ArtifactError, match=message):
-        load_qformer(folder, encoder_hidden_size=8)
+        QFormer.from_pretrained(folder, encoder_hidden_size=8)
 
 
-def test_malformed_weights_are_told(tmp_path):
+def test_malformed_weights_are_refused(tmp_path):
     (tmp_path / "a.pth").write_text("hello world")
     with pytest.raises(ArtifactError, match=r"a\.pth cannot be read as weights"):
-        load_qformer(tmp_path / "a.pth")
+        QFormer.from_pretrained(tmp_path / "a.pth")
     flat = {"Qformer.bert.embeddings.word_embeddings.weight": torch.zeros(7)}
     for metadata, message in (({"qf": "[]"}, "is damaged"), ({"qf": "{"}, "is damaged"), (None, "dimensions")):
         save_file(flat, tmp_path / "b.safetensors", metadata)
         with pytest.raises(ArtifactError, match=message):
-            load_qformer(tmp_path / "b.safetensors")
+            QFormer.from_pretrained(tmp_path / "b.safetensors")
 
 
-def test_a_vocabulary_with_a_line_twice_is_refused(tmp_path):
+def test_a_vocabulary_that_repeats_a_line_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\na\n")
     with pytest.raises(ArtifactError, match="a line twice"):
         read_tokenizer(tmp_path)
@@ -193,7 +193,7 @@ def test_a_bert_needs_the_width_of_the_features(bert_folder):
         QFormer.from_pretrained(bert_folder)
 
 
-def test_what_holds_no_weights_is_said(tmp_path, trained, clip_folder, blip2_folder, bert_folder):
+def test_a_path_without_weights_is_refused(tmp_path, trained, clip_folder, blip2_folder, bert_folder):
     with pytest.raises(ArtifactError, match="no such weights; give a run, a BLIP-2 or BERT folder"):
         read_weights(str(tmp_path / "nothing.pth"))
     with pytest.raises(ArtifactError, match="holds no finished run and no model"):
@@ -211,7 +211,7 @@ def test_what_holds_no_weights_is_said(tmp_path, trained, clip_folder, blip2_fol
     relu = shutil.copytree(bert_folder, tmp_path / "relu")
     config = json.loads((relu / "config.json").read_text()) | {"hidden_act": "relu"}
     (relu / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArtifactError, match="computes with 'relu'"):
+    with pytest.raises(ArtifactError, match="uses the activation 'relu'"):
         read_weights(str(relu))
 
 
@@ -228,7 +228,7 @@ def test_no_pickle_is_executed(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_run_says_nothing(trained, caplog):
+def test_a_run_is_read_without_a_warning(trained, caplog):
     caplog.set_level(logging.INFO)
     QFormer.from_pretrained(trained / "runs" / "stage1")
     assert not caplog.messages

@@ -1,4 +1,4 @@
-"""What training starts from: a BERT, BLIP-2 weights, a run; its tokenizer; and what does not go together."""
+"""Training starts from a BERT, BLIP-2 weights or a run, with its tokenizer; options that do not fit are refused."""
 
 import json
 import shutil
@@ -11,11 +11,17 @@ from qf.trainer.config import QFormerConfig, Stage1Config
 from qf.trainer.qformer import QFormer
 from qf.trainer.tokens import Tokens
 from qf.trainer.weights.names import LAVIS_NAMES
-from qf.trainer.weights.start import make_model
+from qf.trainer.weights.start import find_start
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from blip2 import random_blip2  # isort: skip
+
+
+def make_model(config, features, captions):
+    """The model that training starts with, and its tokenizer."""
+    start = find_start(config, features, captions)
+    return QFormer.from_weights(start.model, start.weights), start.tokens
 
 
 def test_text_encoding_equals_the_bert_it_starts_from(features, bert_folder):
@@ -107,7 +113,7 @@ def test_lavis_weights_need_a_tokenizer(blip2_features, bert_folder, tmp_path):
         make_model(replace(config, tokenizer=str(tmp_path)), blip2_features, [])
 
 
-def test_blip2s_own_tokenizer_is_fetched(blip2_features, tmp_path, monkeypatch):
+def test_weights_of_blip2s_vocabulary_size_get_its_tokenizer(blip2_features, tmp_path, monkeypatch):
     """With BLIP-2's number of words it is bert-base-uncased, here from the local cache of Hugging Face."""
     from huggingface_hub import constants
 
@@ -127,7 +133,9 @@ def test_blip2s_own_tokenizer_is_fetched(blip2_features, tmp_path, monkeypatch):
     assert (len(tokens), tokens.bos_token_id, model.config.vocab_size) == (30523, 30522, 30523)
 
 
-def test_what_does_not_go_together(features, blip2_features, blip2_folder, tmp_path):
+def test_weights_that_do_not_fit_the_features_or_the_options_are_refused(
+    features, blip2_features, blip2_folder, tmp_path
+):
     with pytest.raises(TrainingError, match="--num-query-tokens 7: --init .* has 4"):
         make_model(Stage1Config(init=str(blip2_folder), num_query_tokens=7), blip2_features, [])
     wide = shutil.copytree(blip2_folder, tmp_path / "wide")

@@ -1,0 +1,37 @@
+"""What a step trains is a function of its number."""
+
+from dataclasses import replace
+
+import pytest
+from qf.pipeline.errors import TrainingError
+from qf.trainer.config import Stage1Config
+from qf.trainer.stage1.plan import StepPlan, chosen_losses, hardness, losses_at, plan
+
+
+def test_negatives_become_harder_with_the_step():
+    config = Stage1Config(easy_negatives=0.5, contrast_first=0)
+    assert [hardness(step, 100, config) for step in (0, 25, 50, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert hardness(0, 100, Stage1Config(easy_negatives=0, contrast_first=0)) == 1.0
+    late = Stage1Config(easy_negatives=0.5, contrast_first=0.6)
+    assert [hardness(step, 100, late) for step in (0, 60, 70, 80, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+def test_itc_can_train_alone_at_first():
+    config = Stage1Config(contrast_first=0.6)
+    assert losses_at(59, 100, config) == ["loss_itc"]
+    assert losses_at(60, 100, config) == ["loss_itc", "loss_itm", "loss_itg"]
+    assert losses_at(0, 100, replace(config, losses="itm,itg")) == ["loss_itm", "loss_itg"]
+
+
+def test_accumulated_batches_share_the_plan_of_their_step():
+    config = Stage1Config(contrast_first=0.5, easy_negatives=1.0, accumulate=3)
+    first, last = plan(6, 4, config), plan(8, 4, config)  # both of step 2, with which the other losses join
+    assert (first.losses, first.hardness) == (last.losses, last.hardness)
+    assert first == StepPlan(6, ["loss_itc", "loss_itm", "loss_itg"], 0.0)
+    assert plan(5, 4, config).losses == ["loss_itc"]
+
+
+def test_an_unknown_loss_is_refused():
+    assert chosen_losses(Stage1Config(losses="itg, itc")) == ["loss_itc", "loss_itg"]
+    with pytest.raises(TrainingError, match="--losses itc,foo: use some of itc,itm,itg"):
+        chosen_losses(Stage1Config(losses="itc,foo"))
