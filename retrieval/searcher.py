@@ -123,9 +123,14 @@ def open_searcher(workspace: Workspace, on: ComputeOptions) -> Searcher:
         return _open_trained(workspace.index, on)
     if workspace.index.is_dir() or workspace.latest_run() is not None:
         raise QfError(f"{workspace.folder} has a trained run but no finished index; build it with `qf index`")
-    features = Features(workspace.features)
-    encoder = JointSpace(features.encoder, resolve_device(on.device))
+    searcher = untrained_searcher(Features(workspace.features), on)
     log.warning("no trained model yet: searching by the encoder's own embeddings (train one with `qf train`)")
+    return searcher
+
+
+def untrained_searcher(features: Features, on: ComputeOptions) -> Searcher:
+    """Search in the encoder's own joint space, without any index on disk. EncoderError if it has none."""
+    encoder = JointSpace(features.encoder, resolve_device(on.device))
     assert features.pooled is not None
     return Searcher(make_index(features, features.pooled, None, {}), features, encoder)
 

@@ -21,19 +21,19 @@ def run(trained):
 
 def test_every_scorer_against_a_plain_count(trained, run):
     features = Features(trained / "features")
-    result = evaluate_retrieval(features, "val", run, CPU, rerank_at=3)
+    result = evaluate_retrieval(features, "val", [run], CPU, rerank_at=3)
     rows = features.rows("val")
     texts = [(n, c) for n, row in enumerate(rows) for c in features.captions[row]]
-    assert (result["images"], result["texts"]) == (len(rows), len(texts))
+    assert (result.images, result.texts) == (len(rows), len(texts))
 
     def r_at_1(score):
         """Of each text, whether no other image scores as much as its own."""
         found = [all(score(own, t) > score(i, t) for i in range(len(rows)) if i != own) for own, t in texts]
         return round(100 * sum(found) / len(texts), 2)
 
-    pooled, tower = features.pooled[rows], TextModel(features.encoder, CPU)
-    vectors = dict(zip({t for _, t in texts}, tower.encode(list({t for _, t in texts})), strict=True))
-    assert result["clip"]["text_to_image_R@1"] == r_at_1(lambda i, t: float(pooled[i] @ vectors[t]))
+    pooled, text_model = features.pooled[rows], TextModel(features.encoder, CPU)
+    vectors = dict(zip({t for _, t in texts}, text_model.encode(list({t for _, t in texts})), strict=True))
+    assert result.rows["clip"]["text_to_image_R@1"] == r_at_1(lambda i, t: float(pooled[i] @ vectors[t]))
 
     model, tokens = run.embedder.model, run.embedder.tokens
     with torch.no_grad():
@@ -44,7 +44,7 @@ def test_every_scorer_against_a_plain_count(trained, run):
             for i in range(len(rows))
             for t in encoded
         }
-        assert result["itc"]["text_to_image_R@1"] == r_at_1(lambda i, t: itc[i, t])
+        assert result.rows["itc"]["text_to_image_R@1"] == r_at_1(lambda i, t: itc[i, t])
 
         def matched(i, t):
             best = sorted(range(len(rows)), key=lambda j: -itc[j, t])[:3]
@@ -52,17 +52,17 @@ def test_every_scorer_against_a_plain_count(trained, run):
                 return itc[i, t] - 1000
             return itc[i, t] + float(model.match(images[i], torch.tensor([0]), *encoded[t])[0, 1])
 
-        assert result["itc+itm@3"]["text_to_image_R@1"] == pytest.approx(r_at_1(matched), abs=4.2)
+        assert result.rows["itc+itm@3"]["text_to_image_R@1"] == pytest.approx(r_at_1(matched), abs=4.2)
 
 
 def test_a_split_without_images_is_named(trained, run):
     with pytest.raises(
         QfError, match=r"no images in the split test \(it has 12 train, 12 val\); choose another --split"
     ):
-        evaluate_retrieval(Features(trained / "features"), "test", run, CPU, 3)
+        evaluate_retrieval(Features(trained / "features"), "test", [run], CPU, 3)
 
 
-def test_without_run_and_text_tower_there_is_nothing_to_measure(pictures, onnx_folder, tmp_path):
+def test_without_run_and_text_model_there_is_nothing_to_measure(pictures, onnx_folder, tmp_path):
     features = run_extract(pictures, onnx_folder, tmp_path / "features")
-    with pytest.raises(QfError, match="no text tower and there is no run yet"):
-        evaluate_retrieval(features, "val", None, CPU, 0)
+    with pytest.raises(QfError, match="no text model and there is no run yet"):
+        evaluate_retrieval(features, "val", [], CPU, 0)

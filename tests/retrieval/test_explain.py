@@ -11,7 +11,7 @@ from qf.pipeline.errors import EncoderError, QfError
 from qf.pipeline.features.reader import Features
 from qf.retrieval import heatmaps
 from qf.retrieval.encode.qformer import open_run
-from qf.retrieval.explain import Grid, cached_picture, explain, grad_cam, looks_of, patch_grid, watched
+from qf.retrieval.explain import Grid, cached_picture, explain, grad_cam, layers_of, patch_grid, watched
 from qf.retrieval.heatmaps import draw_explanation
 from qf.trainer import qformer
 from qf.trainer.config import QFormerConfig
@@ -31,7 +31,7 @@ def encoder(tokens, height, width=None):
 
 @pytest.fixture(scope="module")
 def run():
-    """A random model of two layers, each query of which looks for tokens that begin with a large value."""
+    """A random model of two layers, whose queries attend to tokens that begin with a large value."""
     torch.manual_seed(0)
     tokens = Tokens.train(["a red bar", "a blue pole"], 60)
     config = QFormerConfig(
@@ -88,7 +88,7 @@ def test_scores_are_those_of_search(run):
     assert found.match == pytest.approx(logits[1].item(), abs=1e-5)
     assert found.probability == pytest.approx(logits.softmax(0)[1].item(), abs=1e-6)
     assert all(parameter.grad is None for parameter in model.parameters())
-    summary = found.summary()
+    summary = found.result("run", "out.png").to_json()
     assert [q["score"] for q in summary["queries"]] == sorted((q["score"] for q in summary["queries"]), reverse=True)
     assert summary["queries"][0]["query"] == summary["query"]
 
@@ -111,12 +111,12 @@ def test_the_gradient_of_attention_is_the_one_that_autograd_gives(run, monkeypat
     monkeypatch.setattr(qformer, "attend", attend)
     with watched(model) as passed:
         logits = model.match(image, torch.tensor([0]), input_ids, mask)[0]
-    looks = looks_of(model, image, passed)
+    layers = layers_of(model, image, passed)
     cross = kept[1::2]  # after each self-attention
     gradients = torch.autograd.grad(logits[1], cross, retain_graph=True)
     naive = sum((a * g.clamp(min=0)).mean((0, 1, 2)) for a, g in zip(cross, gradients, strict=True))
-    torch.testing.assert_close(grad_cam(logits[1], looks), naive.detach())
-    assert len(looks) == 2
+    torch.testing.assert_close(grad_cam(logits[1], layers), naive.detach())
+    assert len(layers) == 2
     assert not any(layer.crossattention.output._forward_pre_hooks for layer in model.qformer.encoder.layers())
 
 

@@ -7,21 +7,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from qf.pipeline.config import ComputeOptions
 from qf.pipeline.encoders.picture import encode_picture
 from qf.pipeline.encoders.text import TextModel
 from qf.pipeline.errors import EncoderError, QfError
 from qf.pipeline.features.reader import Features
-from qf.retrieval.searcher import Searcher
+from qf.pipeline.workspace import Workspace
+from qf.retrieval.searcher import open_searcher, untrained_searcher
 from qf.retrieval.sheet import contact_sheet
 
 from conftest import COLOURS, draw, run_extract  # isort: skip
 
-CPU = torch.device("cpu")
+CPU, ON = torch.device("cpu"), ComputeOptions("cpu", "float32")
 
 
 @pytest.fixture(scope="module")
 def searcher(trained):
-    return Searcher.open(trained / "index", CPU, "float32")
+    return open_searcher(Workspace(trained), ON)
 
 
 def test_a_text_finds_what_it_was_trained_on(searcher):
@@ -30,24 +32,24 @@ def test_a_text_finds_what_it_was_trained_on(searcher):
 
 
 def test_hits_are_ranked_and_say_what_they_show(searcher, trained):
-    answers = searcher.text("a red bar", 5)
-    assert [a.rank for a in answers] == [1, 2, 3, 4, 5]
-    assert all(a.score >= b.score for a, b in zip(answers, answers[1:], strict=False))
-    assert set(answers[0].line()) == {"rank", "key", "score", "image", "captions"}
+    hits = searcher.text("a red bar", 5)
+    assert [a.rank for a in hits] == [1, 2, 3, 4, 5]
+    assert all(a.score >= b.score for a, b in zip(hits, hits[1:], strict=False))
+    assert set(hits[0].to_json()) == {"rank", "key", "score", "image", "captions"}
     features = Features(trained / "features")
-    image = searcher.run.embedder.images(features, features.rows()).numpy()
-    text = searcher.run.embedder.texts(["a red bar"]).numpy()[0]
+    image = searcher.encoder.embedder.images(features, features.rows()).numpy()
+    text = searcher.encoder.embedder.texts(["a red bar"]).numpy()[0]
     naive = (image @ text).max(1)
-    assert [a.key for a in answers] == [features.keys[i] for i in np.argsort(-naive, kind="stable")[:5]]
+    assert [a.key for a in hits] == [features.keys[i] for i in np.argsort(-naive, kind="stable")[:5]]
 
 
 def test_reranking_orders_by_matching_plus_first_score(searcher):
     first = {a.key: a.score for a in searcher.text("the square is blue", 8)}
-    answers = searcher.text("the square is blue", 8, rerank=3)
-    assert {a.key: a.itc for a in answers} == first
-    assert [a.score for a in answers] == sorted((a.score for a in answers), reverse=True)
-    assert answers[0].score == pytest.approx(answers[0].itc + answers[0].itm, abs=1e-4)
-    assert {"itc", "itm"} < set(answers[0].line())
+    hits = searcher.text("the square is blue", 8, rerank=3)
+    assert {a.key: a.itc for a in hits} == first
+    assert [a.score for a in hits] == sorted((a.score for a in hits), reverse=True)
+    assert hits[0].score == pytest.approx(hits[0].itc + hits[0].itm, abs=1e-4)
+    assert {"itc", "itm"} < set(hits[0].to_json())
 
 
 def test_a_picture_finds_itself_and_its_captions(searcher, tmp_path):
@@ -60,7 +62,7 @@ def test_a_picture_finds_itself_and_its_captions(searcher, tmp_path):
 
 def test_a_query_picture_is_prepared_as_the_features_were(pictures, clip_folder, tmp_path):
     shutil.copytree(clip_folder, tmp_path / "encoder")
-    searcher = Searcher.untrained(run_extract(pictures, tmp_path / "encoder", tmp_path / "features"), CPU)
+    searcher = untrained_searcher(run_extract(pictures, tmp_path / "encoder", tmp_path / "features"), ON)
     draw("red", "bar").save(tmp_path / "query.png")
     assert searcher.image(tmp_path / "query.png", 1)[0].key == "red-bar-0.png"
     config = next((tmp_path / "encoder").glob("*processor_config.json"))
@@ -70,7 +72,7 @@ def test_a_query_picture_is_prepared_as_the_features_were(pictures, clip_folder,
 
 
 def test_before_training_the_encoders_own_space_is_searched(features, clip_folder, tmp_path):
-    searcher = Searcher.untrained(features, CPU)
+    searcher = untrained_searcher(features, ON)
     text = TextModel(features.encoder, CPU).encode(["a red bar"])[0]
     naive = features.pooled @ text
     assert [a.key for a in searcher.text("a red bar", 4)] == [features.keys[i] for i in np.argsort(-naive)[:4]]
@@ -87,7 +89,7 @@ def test_before_training_the_encoders_own_space_is_searched(features, clip_folde
 
 def test_an_encoder_without_text_says_to_train(pictures, onnx_folder, tmp_path):
     with pytest.raises(EncoderError, match="no joint space.*qf train"):
-        Searcher.untrained(run_extract(pictures, onnx_folder, tmp_path / "features"), CPU)
+        untrained_searcher(run_extract(pictures, onnx_folder, tmp_path / "features"), ON)
 
 
 def test_wrong_queries(searcher, tmp_path):

@@ -24,8 +24,8 @@ def parts(workspace):
 def test_what_qf_wrote_is_sound(trained):
     for part in parts(trained):
         found = verify(part)
-        assert found["problems"] == []
-        assert found["files"] >= 3
+        assert found.problems == []
+        assert found.files >= 3
     out = CliRunner().invoke(app, ["verify", str(trained), "--json"])
     assert [result["kind"] for result in json.loads(out.stdout).values()] == ["features", "run", "index"]
     assert out.exit_code == 0
@@ -44,10 +44,10 @@ def test_every_file_of_every_artifact_is_watched(copy, harm):
                 path.write_bytes(whole[:-1])
             else:
                 path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-            (problem,) = verify(part)["problems"]
+            (problem,) = verify(part).problems
             assert path.name in problem
             path.write_bytes(whole)
-        assert verify(part)["problems"] == []
+        assert verify(part).problems == []
 
 
 def test_counts_are_compared(copy):
@@ -55,10 +55,10 @@ def test_counts_are_compared(copy):
     manifest = json.loads((features / "manifest.json").read_text())
     reject = json.dumps({"key": "two\u2028lines", "image": "", "reason": ""}, ensure_ascii=False)
     (features / "rejects.jsonl").write_text(reject + "\n")
-    assert verify(features)["problems"] == ["rejected: the manifest says 0, there are 1"]
+    assert verify(features).problems == ["rejected: the manifest says 0, there are 1"]
     (features / "rejects.jsonl").write_text("")
     (features / "manifest.json").write_text(json.dumps({**manifest, "captions": 7, "rejected": 1}))
-    assert verify(features)["problems"] == [
+    assert verify(features).problems == [
         "captions: the manifest says 7, there are 48",
         "rejected: the manifest says 1, there are 0",
     ]
@@ -70,7 +70,7 @@ def test_records_are_counted_shard_by_shard(copy):
     first, second = manifest["shards"][:2]
     first["records"], second["records"] = first["records"] - 1, second["records"] + 1
     (features / "manifest.json").write_text(json.dumps(manifest))
-    assert verify(features)["problems"] == [
+    assert verify(features).problems == [
         f"{first['file']}: the manifest says {first['records']} records, there are {first['records'] + 1}",
         f"{second['file']}: the manifest says {second['records']} records, there are {second['records'] - 1}",
     ]
@@ -88,7 +88,7 @@ def test_tokens_that_are_no_numbers_are_found(copy):
     path.write_bytes(data)
     manifest["shards"][0] |= described(path)
     (features / "manifest.json").write_text(json.dumps(manifest))
-    (problem,) = verify(features)["problems"]
+    (problem,) = verify(features).problems
     assert problem == f"the features of {table.column('key')[0].as_py()!r} are not all finite"
 
 

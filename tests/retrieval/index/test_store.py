@@ -9,18 +9,21 @@ import pyarrow as pa
 import pytest
 import torch
 from qf.pipeline.artifacts import read_manifest
+from qf.pipeline.config import ComputeOptions
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.reader import Features
-from qf.retrieval.encode.qformer import check_features, latest_run, open_run
+from qf.pipeline.workspace import Workspace
+from qf.retrieval.encode.joint_space import JointSpace
+from qf.retrieval.encode.qformer import check_features, open_run
 from qf.retrieval.index.manifest import INDEX
 from qf.retrieval.index.store import COLUMNS, make_index, open_index
 from qf.retrieval.search import Ranking
-from qf.retrieval.searcher import Searcher
+from qf.retrieval.searcher import Searcher, open_searcher
 from qf.retrieval.verify import verify
 
 from conftest import run_extract  # isort: skip
 
-CPU = torch.device("cpu")
+CPU, ON = torch.device("cpu"), ComputeOptions("cpu", "float32")
 
 
 @pytest.fixture
@@ -58,37 +61,39 @@ def test_thumbnails_may_weigh_more_than_2_gib():
     table = pa.concat_tables([shard(number) for number in range(3)])
     features = SimpleNamespace(table=table, captions=table.column("captions").to_pylist(), encoder={})
     index = make_index(features, np.eye(6, dtype=np.float32), None, {})
-    hits = Searcher(index, features, CPU, None)._answers(Ranking(np.array([4, 0]), np.array([2.0, 1.0])), 2)
+    hits = Searcher(index, features, JointSpace({"joint": 6}, CPU))._hits(
+        Ranking(np.array([4, 0]), np.array([2.0, 1.0])), 2
+    )
     assert [(hit.key, hit.thumbnail) for hit in hits] == [("2a", b"\2\2\2"), ("0a", b"\0\0\0")]
 
 
 def test_a_moved_workspace_still_opens(workspace):
-    assert len(Searcher.open(workspace / "index", CPU, "float32").index) == 24
+    assert len(open_searcher(Workspace(workspace), ON).index) == 24
 
 
 def test_another_model_is_refused(workspace):
     manifest = json.loads((workspace / "runs" / "stage1" / "manifest.json").read_text())
     (workspace / "runs" / "stage1" / "manifest.json").write_text(json.dumps(manifest | {"sha256": "0" * 64}))
     with pytest.raises(ArtifactError, match="built from another model.*rebuild it with `qf index`"):
-        Searcher.open(workspace / "index", CPU, "float32")
+        open_searcher(Workspace(workspace), ON)
 
 
 def test_other_features_are_refused(workspace, pictures, onnx_folder):
     shutil.rmtree(workspace / "features")
     other = run_extract(pictures, onnx_folder, workspace / "features")
     with pytest.raises(ArtifactError, match=r"trained on features of encoder .* \(sha256 \w{12}\)"):
-        Searcher.open(workspace / "index", CPU, "float32")
+        open_searcher(Workspace(workspace), ON)
     with pytest.raises(ArtifactError, match=r"trained on features of encoder .* \(sha256"):
         check_features(open_run(workspace / "runs" / "stage1", CPU, "float32"), other)
 
 
 def test_the_same_pictures_in_another_codec_are_other_features(workspace, pictures, clip_folder):
-    assert not verify(workspace / "index")["problems"]
+    assert not verify(workspace / "index").problems
     shutil.rmtree(workspace / "features")
     run_extract(pictures, clip_folder, workspace / "features", codec="float32")
     with pytest.raises(ArtifactError, match="built from other features"):
-        Searcher.open(workspace / "index", CPU, "float32")
-    assert "built from other features" in verify(workspace / "index")["problems"][0]
+        open_searcher(Workspace(workspace), ON)
+    assert "built from other features" in verify(workspace / "index").problems[0]
 
 
 def test_a_damaged_index_is_refused(workspace):
@@ -99,8 +104,3 @@ def test_a_damaged_index_is_refused(workspace):
     (workspace / "index" / "manifest.json").unlink()
     with pytest.raises(ArtifactError, match="unfinished.*qf index"):
         open_index(workspace / "index")
-
-
-def test_the_run_trained_last(workspace):
-    assert latest_run(workspace / "runs") == workspace / "runs" / "stage1"
-    assert latest_run(workspace / "nothing") is None
