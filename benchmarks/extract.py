@@ -111,9 +111,9 @@ def main() -> None:
                 codec=arguments.codec, batch_size=arguments.batch_size, workers=arguments.workers, overwrite=True
             )
             summary = extract(read(source), str(source), encoder, folder / "features", options)
-            rate = summary["images_per_second"]
+            rate = summary.images_per_second
             turns.append(
-                {"bare": round(alone, 2), "extract": rate, "share": round(rate / alone, 3), "waited": summary["waited"]}
+                {"bare": round(alone, 2), "extract": rate, "share": round(rate / alone, 3), "waited": summary.waited}
             )
     shares = sorted(turn["share"] for turn in turns)
     print(

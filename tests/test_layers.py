@@ -81,3 +81,13 @@ def loaded(code: str, modules: str) -> list[str]:
 def test_the_command_line_starts_without_heavy_imports():
     heavy = "torch transformers numpy pyarrow polars faiss matplotlib PIL onnxruntime rich"
     assert loaded("import qf.cli", heavy) == []
+
+
+def test_index_search_and_the_door_for_queries_import_no_torch():
+    files = [ROOT / "retrieval" / "search.py", *ROOT.glob("retrieval/index/*.py"), *ROOT.glob("retrieval/encode/*.py")]
+    names = ["qf." + ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in files]
+    assert loaded(f"import {', '.join(names)}", "torch transformers") == []
+
+
+def test_info_imports_nothing_heavy():
+    assert loaded("import qf.retrieval.info", "torch transformers numpy pyarrow polars faiss matplotlib PIL") == []

@@ -1,8 +1,7 @@
-"""What a features folder says of itself while it is filled: the plan, a note beside each finished shard, and the rejects.
+"""The records of an extraction's progress: a plan, a note beside each finished shard, and the rejects.
 
-A note holds a shard's checksum and rejects and is written after it, so that the same command, run again after whatever stopped
-it, goes on at the first shard that has none (img2dataset's idea: resume is which records exist). The manifest comes last and
-replaces plan and notes."""
+A note holds a shard's checksum and rejects. It is written after the shard, so that the same command resumes at the first shard
+without a note (img2dataset's idea: resume is which records exist). The manifest comes last and replaces plan and notes."""
 
 import json
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from ..features.manifest import FEATURES
 
 PLAN = "plan.json"
 REJECTS = "rejects.jsonl"
-# what the manifest takes over from the plan
+# fields that the manifest copies from the plan
 PLANNED = ("encoder", "codec", "format", "views", "augmentation", "source", "shard_size")
 
 
@@ -42,7 +41,7 @@ class Reject:
 
 
 class Ledger:
-    """The books of a features folder. `plan` is JSON: PLANNED, with `records` and `path` in its `source`."""
+    """The progress of a features folder. `plan` has the fields PLANNED, with `records` and `path` in its `source`."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], suffix: str) -> None:
         self.folder, self.plan = folder, json.loads(json.dumps(plan))  # as it will be read back
@@ -50,9 +49,9 @@ class Ledger:
         self.shards = [folder / f"shard-{number:05d}{suffix}" for number in range(count)]
 
     def state(self, overwrite: bool) -> Literal["finished", "resumable", "fresh"]:
-        """What is there. ArtifactError if it is something else and may not be replaced. Changes nothing.
+        """The state of the folder. ArtifactError if it holds something else that may not be replaced. Changes nothing.
 
-        An unfinished folder without a finished shard holds nothing that could be mixed up, so it counts as fresh."""
+        An unfinished folder without a finished shard counts as fresh: nothing in it could be mixed up."""
         finished = has_manifest(self.folder)
         if finished and overwrite:
             return "fresh"
@@ -70,19 +69,19 @@ class Ledger:
         )
 
     def begin(self) -> None:
-        """Clear the folder and write the plan. The manifest goes first, then the notes, so that whatever stops this, no shard is
-        taken for another plan's."""
+        """Clear the folder and write the plan. The manifest is deleted first, then the notes: after an interrupt, no shard can be
+        taken for one of another plan."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
         for path in [*self.folder.glob("shard-*.json"), *self.folder.glob("shard-*"), self.folder / REJECTS]:
             path.unlink(missing_ok=True)
         write_json(self.folder / PLAN, self.plan)
 
     def manifest(self) -> dict[str, Any]:
-        """That of the finished features."""
+        """The manifest of the finished features."""
         return read_manifest(self.folder, FEATURES)
 
     def noted(self, number: int) -> list[Reject] | None:
-        """The rejects of a shard that is complete, or None."""
+        """The rejects of a finished shard; None if it is not finished."""
         shard = self.shards[number]
         note = shard.with_suffix(".json")
         if not (note.is_file() and shard.is_file()):
@@ -91,13 +90,13 @@ class Ledger:
         return [Reject(**reject) for reject in said["rejects"]] if shard.stat().st_size == said["bytes"] else None
 
     def note(self, number: int, records: int, size: int, sha256: str, rejects: Sequence[Reject]) -> None:
-        """Declare a shard complete."""
+        """Declare a shard finished."""
         shard = self.shards[number]
         said = {"file": shard.name, "records": records, "bytes": size, "sha256": sha256}
         write_json(shard.with_suffix(".json"), {**said, "rejects": [vars(reject) for reject in rejects]})
 
     def too_many(self, allowed: float) -> DatasetError:
-        """The error to raise. Shards with rejects lose their notes, so that they are done again once the cause is mended."""
+        """The error to raise. Deletes the notes of shards with rejects, so that the next run retries them."""
         rejects = self._gather_rejects()
         for number, shard in enumerate(self.shards):
             if self.noted(number):
@@ -109,21 +108,21 @@ class Ledger:
         )
 
     def _gather_rejects(self) -> list[Reject]:
-        """Those of all noted shards, also written to rejects.jsonl."""
+        """The rejects of all finished shards; writes them to rejects.jsonl."""
         rejects = [reject for number in range(len(self.shards)) for reject in self.noted(number) or ()]
         with atomic_file(self.folder / REJECTS) as file:
             file.writelines(json_bytes(vars(reject)) + b"\n" for reject in rejects)
         return rejects
 
     def close(self, records: Catalogue) -> dict[str, Any]:
-        """Gather the notes into rejects and manifest, and take them away; the manifest."""
+        """Turn the notes into rejects.jsonl and the manifest, and delete them. Returns the manifest."""
         notes = [shard.with_suffix(".json") for shard in self.shards]
         shards = [{k: v for k, v in read_json(note).items() if k != "rejects"} for note in notes]
         rejects = self._gather_rejects()
         rejected = {reject.key for reject in rejects}
         splits, captions = dict(records.splits), dict(records.captions)
         for record in records if rejected else ():
-            if record.key in rejected and not record.problem:  # those with a problem are not counted there
+            if record.key in rejected and not record.problem:  # records with a problem were not counted
                 splits[record.split] -= 1
                 captions[record.split] -= len(record.captions)
         content = {
@@ -139,7 +138,7 @@ class Ledger:
         return self.manifest()
 
     def sweep(self) -> None:
-        """Of finished features, take away plan, notes, and shards of which every record was rejected."""
+        """Delete plan, notes and shards without a record from finished features."""
         kept = {shard["file"] for shard in self.manifest()["shards"]}
         for shard in self.shards:
             shard.with_suffix(".json").unlink(missing_ok=True)
@@ -148,8 +147,18 @@ class Ledger:
         (self.folder / PLAN).unlink(missing_ok=True)
 
 
+def recorded_precision(folder: Path) -> str | None:
+    """The encoder's precision in features that are finished or unfinished, such as "bfloat16"; None if there are none."""
+    for name in (MANIFEST, PLAN):
+        if (folder / name).is_file():
+            plan = read_json(folder / name)
+            encoder = plan.get("encoder") if isinstance(plan, dict) else None
+            return encoder.get("precision") if isinstance(encoder, dict) else None
+    return None
+
+
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first difference that matters between two plans, in words, or None."""
+    """The first difference between two plans that forbids mixing their shards, as text, or None."""
     if old["encoder"]["sha256"] != new["encoder"]["sha256"]:
         ids = (old["encoder"]["id"], new["encoder"]["id"])
         return f"encoder was {ids[0]} and is now {ids[1]}" + (" with other weights" if ids[0] == ids[1] else "")
@@ -163,7 +172,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
 
 
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for shards to be mixed: not where encoder and dataset lie."""
+    """The fields that must be equal for shards to be mixed: all but the places of encoder and dataset."""
     return {
         **{key: plan[key] for key in PLANNED},
         "encoder": without(plan["encoder"], "id"),

@@ -1,12 +1,11 @@
-"""Records to blocks of features: pictures are decoded ahead in threads while the encoder works, in order.
+"""Records to blocks of features, in order. A piece is a run of records that are encoded together; a block is its rows.
 
-Decoding and encoding run side by side. On a GPU two lanes share the device, each on a stream of its own, so that one computes while
-the other copies. On a CPU each lane computes a batch of its own on a core of its own: no lane waits for the slowest part of an
-operation, as one batch on all cores does when decoding takes some of them.
+Decoding and encoding run side by side in threads; Pillow and PyTorch release Python's lock while they work. On a GPU two encoder
+streams share the device: one computes while the other copies. On a CPU each encoder stream computes its own batch on its own
+core, so that no batch waits for cores that are busy with decoding.
 
-Threads, because Pillow and PyTorch let go of Python's lock while they work. Memory: at most `workers` + lanes + 4 batches of
-pictures as the encoder takes them, and one original a worker; what lies in Parquet files is read in order by a thread of its own:
-the originals of `workers` + 4 batches."""
+Memory: at most `workers` + encoder streams + 4 batches of pictures as the encoder takes them, and one original a worker. Pictures
+inside Parquet files are read in order by one thread, which holds the originals of `workers` + 4 batches."""
 
 import os
 import time
@@ -42,8 +41,8 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """What became of a piece: the rows of the readable ones, and the rejects."""
+class EncodedPiece:
+    """A piece after encoding: the rows of its readable records, and its rejects."""
 
     piece: Piece
     block: Block
@@ -70,13 +69,13 @@ class Stream:
 
     def __init__(self, encoder: FrozenEncoder, options: ExtractOptions) -> None:
         self.encoder, self.options = encoder, options
-        self.lanes = EncoderStreams(encoder.device)
+        self.streams = EncoderStreams(encoder.device)
         self.workers = options.workers or len(os.sched_getaffinity(0))
-        self.seconds = 0.0  # that lanes spent encoding, all together
+        self.seconds = 0.0  # spent encoding, summed over the encoder streams
         self._began = time.perf_counter()
         self._sources = ThreadPoolExecutor(1)
         self._pictures = ThreadPoolExecutor(self.workers)
-        self._batches = ThreadPoolExecutor(self.lanes.count, initializer=self.lanes.enter)
+        self._batches = ThreadPoolExecutor(self.streams.count, initializer=self.streams.enter)
 
     def __enter__(self) -> "Stream":
         return self
@@ -85,23 +84,23 @@ class Stream:
         self._sources.shutdown(cancel_futures=True)
         self._pictures.shutdown(cancel_futures=True)
         self._batches.shutdown(cancel_futures=True)
-        self.lanes.leave()
+        self.streams.leave()
 
     @property
     def piece_size(self) -> int:
-        """How many records make a piece: their pictures fill a batch."""
+        """Records in a piece: with their views they fill a batch."""
         return max(1, self.options.batch_size // (1 + self.options.views))
 
     @property
     def waited(self) -> float:
-        """The share of their time that lanes had nothing to encode."""
-        return max(0.0, 1 - self.seconds / self.lanes.count / (time.perf_counter() - self._began))
+        """The share of time in which the encoder streams had nothing to encode."""
+        return max(0.0, 1 - self.seconds / self.streams.count / (time.perf_counter() - self._began))
 
-    def encoded(self, pieces: Iterable[Piece]) -> Iterator[Encoded]:
+    def encoded(self, pieces: Iterable[Piece]) -> Iterator[EncodedPiece]:
         """The pieces in their order. EncoderError if features cannot be stored in the codec."""
         fetched = map_ahead(self._sources, _fetch, pieces, 2)
         decoded = map_ahead(self._pictures, self._decode, fetched, self.workers + 2)
-        for part in map_ahead(self._batches, self._encode, decoded, self.lanes.count + 2):
+        for part in map_ahead(self._batches, self._encode, decoded, self.streams.count + 2):
             self.seconds += part.seconds
             yield part
 
@@ -130,17 +129,17 @@ class Stream:
         return _Decoded(opened.piece, rows, np.stack(pixels + more) if pixels else np.empty(0), rejects)
 
     def _views(self, record: Record, width: int, height: int) -> list[View]:
-        """Those of a training image; others are seen as they are."""
+        """The views of a training image; none of any other."""
         how = self.options
         count = how.views if record.split == "train" else 0
         aspect = self.encoder.preprocessing.aspect(width, height)
         return [draw_view(how.seed, record.key, n, width, height, how.flip, aspect) for n in range(1, count + 1)]
 
-    def _encode(self, decoded: _Decoded) -> Encoded:
+    def _encode(self, decoded: _Decoded) -> EncodedPiece:
         rows: dict[str, Any] = decoded.rows
         keys = rows["key"]
         if not keys:
-            return Encoded(decoded.piece, rows, decoded.rejects)
+            return EncodedPiece(decoded.piece, rows, decoded.rejects)
         began = time.perf_counter()
         parts: dict[str, list[Tensor]] = {}
         for start in range(0, len(decoded.pixels), self.options.batch_size):
@@ -150,15 +149,15 @@ class Stream:
                 columns["pooled"] = pooled
             for name, values in columns.items():
                 parts.setdefault(name, []).append(values)
-        arrays = {name: self.lanes.fetch(torch.cat(values)) for name, values in parts.items()}
-        self.lanes.wait()
+        arrays = {name: self.streams.fetch(torch.cat(values)) for name, values in parts.items()}
+        self.streams.wait()
         seconds = time.perf_counter() - began
         owners = keys + [key for key, views in zip(keys, rows["views"], strict=True) for _ in views]
         check(self.options.codec, arrays.pop("largest"), owners)
         count = len(keys)
         block = rows | {name: values[:count].numpy() for name, values in arrays.items()}
         block |= {VIEW + name: values[count:].numpy() for name, values in arrays.items() if name != "pooled"}
-        return Encoded(decoded.piece, block, decoded.rejects, seconds)
+        return EncodedPiece(decoded.piece, block, decoded.rejects, seconds)
 
 
 def _fetch(piece: Piece) -> _Opened:

@@ -1,7 +1,62 @@
 import os
 
+import pytest
 import torch
-from qf.pipeline.device import free_host_memory, free_memory
+from qf.pipeline import device
+from qf.pipeline.device import bfloat16_pays, free_host_memory, free_memory, resolve_precision
+from qf.pipeline.errors import QfError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def fresh_measurement():
+    bfloat16_pays.cache_clear()
+    yield
+    bfloat16_pays.cache_clear()
+
+
+def resolved(monkeypatch, flags, seconds):
+    """The dtype of "auto" on a CPU with these flags, where a product takes so many seconds in each precision."""
+    measured = []
+
+    def product_seconds(dtype):
+        measured.append(dtype)
+        return seconds[dtype]
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    monkeypatch.setattr(device, "product_seconds", product_seconds)
+    return resolve_precision("auto", CPU), measured
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "expected"), [(1.7, torch.float32), (0.9, torch.float32), (0.5, torch.bfloat16), (0.1, torch.bfloat16)]
+)
+def test_auto_is_bfloat16_on_a_cpu_only_where_it_is_measured_to_be_clearly_faster(
+    monkeypatch, fresh_measurement, bfloat16, expected
+):
+    seconds = {torch.float32: 1.0, torch.bfloat16: bfloat16}
+    assert resolved(monkeypatch, {"avx512_bf16": True, "amx_bf16": False}, seconds)[0] == expected
+
+
+def test_the_measurement_is_made_once_a_process(monkeypatch, fresh_measurement):
+    seconds = {torch.float32: 1.0, torch.bfloat16: 0.1}
+    assert resolved(monkeypatch, {"amx_bf16": True}, seconds)[1]
+    assert resolved(monkeypatch, {"amx_bf16": True}, seconds)[1] == []
+
+
+def test_a_cpu_without_native_bfloat16_is_not_measured(monkeypatch, fresh_measurement):
+    assert resolved(monkeypatch, {"avx512_f": True}, {}) == (torch.float32, [])
+
+
+def test_a_real_measurement_gives_one_of_the_two(fresh_measurement):
+    assert resolve_precision("auto", CPU) in (torch.float32, torch.bfloat16)
+
+
+def test_a_precision_may_be_given():
+    assert resolve_precision("float16", CPU) == torch.float16
+    with pytest.raises(QfError, match="--precision half: use auto, float32, bfloat16, float16"):
+        resolve_precision("half", CPU)
 
 
 def test_free_memory_is_some_of_what_there_is():

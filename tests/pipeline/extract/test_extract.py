@@ -284,13 +284,13 @@ def test_an_interrupted_overwrite_goes_on(tmp_path, pictures, clip_folder):
 def test_what_is_refused_destroys_nothing(tmp_path, pictures, clip_folder, monkeypatch):
     """Too little room for what is to replace good features; and the cure that the message names works."""
     folder = tmp_path / "features"
-    monkeypatch.setattr("qf.pipeline.extract.extract._free", lambda folder: 0)
+    monkeypatch.setattr("qf.pipeline.extract.estimate.free_bytes", lambda folder: 0)
     with pytest.raises(DatasetError, match="has 0.0 MB free"):
         run_extract(pictures, clip_folder, folder, codec="float32")
     monkeypatch.undo()
     run_extract(pictures, clip_folder, folder, codec="int8")  # not mixed with the plan that was refused
     before = files(folder)
-    monkeypatch.setattr("qf.pipeline.extract.extract._free", lambda folder: 0)
+    monkeypatch.setattr("qf.pipeline.extract.estimate.free_bytes", lambda folder: 0)
     with pytest.raises(DatasetError, match="make room"):
         run_extract(pictures, clip_folder, folder, codec="float32", overwrite=True)
     assert files(folder) == before
@@ -312,3 +312,24 @@ def test_records_that_the_dataset_itself_refuses_are_counted_first(tmp_path, cli
     with pytest.raises(DatasetError, match=r"3 of 15 records cannot be used.*the first: nowhere-0\.png: no caption"):
         run_extract(source, clip_folder, tmp_path / "features")
     assert not (tmp_path / "features" / "plan.json").exists()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_extraction_goes_on_in_the_precision_that_it_began_with(tmp_path, pictures, clip_folder, monkeypatch, finished):
+    """As on another machine, where "auto" would choose otherwise."""
+    folder = tmp_path / "features"
+    options = {"encoder": EncoderOptions(str(clip_folder)), "options": ExtractOptions(shard_size=7)}
+    monkeypatch.setattr("qf.pipeline.device.bfloat16_pays", lambda: True)
+    extract_source(str(pictures), folder, **options)
+    assert Features(folder).encoder["precision"] == "bfloat16"
+    bytes_before = {path: path.read_bytes() for path in folder.glob("shard-*")}
+    if not finished:  # put back what an interrupt leaves: plan and notes of all shards but the last
+        manifest = json.loads((folder / "manifest.json").read_text())
+        write_json(folder / "plan.json", {name: manifest[name] for name in PLANNED})
+        for shard in manifest["shards"][:-1]:
+            write_json((folder / shard["file"]).with_suffix(".json"), {**shard, "rejects": []})
+        (folder / "manifest.json").unlink()
+        (folder / manifest["shards"][-1]["file"]).unlink()
+    monkeypatch.setattr("qf.pipeline.device.bfloat16_pays", lambda: False)
+    extract_source(str(pictures), folder, **options)
+    assert {path: path.read_bytes() for path in folder.glob("shard-*.arrow")} == bytes_before

@@ -40,7 +40,7 @@ def test_the_same_in_order_whatever_works_beside(records, clip_folder, threads, 
     threads(cores)
     encoder = load_encoder(str(clip_folder), CPU, torch.float32)
     with Stream(encoder, ExtractOptions(batch_size=7, workers=workers)) as stream:
-        assert stream.lanes.count == cores
+        assert stream.streams.count == cores
         parts = list(stream.encoded(pieces(records, stream.piece_size)))
         assert 0 <= stream.waited < 1
         assert stream.seconds > 0
