@@ -207,7 +207,7 @@ def test_texts_that_are_too_long_are_told(qf, workspace):
 def test_training_says_what_it_is_about_to_do(qf, pictures, clip_folder, tmp_path):
     qf("extract", pictures, "--encoder", clip_folder, "-w", "work")
     err = qf("train", "-w", "work", "--epochs", 1, "--batch-size", 4, "--num-query-tokens", 2, "--no-index")[2]
-    assert "training on 12 images, 4 a step: 3 steps; so few teach it little" in err
+    assert "training on 12 images, 4 a step: 3 steps; so few steps teach it little" in err
 
 
 def test_a_workspace_finds_its_encoder_from_anywhere(qf, pictures, clip_folder, tmp_path, monkeypatch):
@@ -295,7 +295,6 @@ def test_the_time_left_follows_the_pace(monkeypatch):
     for done in (0, 10, 20):
         pace.reports.append((next(now), done))
     assert pace.left(100) == pytest.approx(80 * 30 / 20)
-    assert [cli.clock(seconds) for seconds in (0, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
 
 
 def test_a_run_that_stops_early_says_so(qf, workspace, bert_folder):

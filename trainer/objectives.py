@@ -13,37 +13,38 @@ from .qformer import ImageEncoding, QFormer
 
 LOSSES = ("loss_itc", "loss_itm", "loss_itg")
 LABEL_SMOOTHING = 0.1
-PROBABILITY_FLOOR = 1e-4  # of every negative, as in ALBEF
-MOST_PRODUCTS = 2**25  # dot products of queries and texts held at once
+PROBABILITY_FLOOR = 1e-4  # added to the probability of every negative, as in ALBEF
+MOST_PRODUCTS = 2**25  # dot products of queries and texts in memory at once
 
 
 def similarities(image_features: Tensor, text_features: Tensor) -> Tensor:
-    """(B, Q, E), (M, E) -> (B, M): the maximum over queries of the dot product. Large batches go block by block, and the
-    dot products of a block are computed again for its gradient."""
+    """(B, Q, E), (M, E) -> (B, M): the maximum over queries of the dot product.
 
-    def block(images: Tensor, texts: Tensor) -> Tensor:
+    A large batch is computed in slices of images. Their dot products are computed again in the backward pass."""
+
+    def compute(images: Tensor, texts: Tensor) -> Tensor:
         return torch.einsum("bqe,me->bqm", images, texts).amax(1)
 
-    blocks = image_features.split(max(1, MOST_PRODUCTS // (image_features.shape[1] * max(1, len(text_features)))))
-    if len(blocks) == 1:
-        return block(image_features, text_features)
-    return torch.cat([checkpoint(block, images, text_features, use_reentrant=False) for images in blocks])
+    slices = image_features.split(max(1, MOST_PRODUCTS // (image_features.shape[1] * max(1, len(text_features)))))
+    if len(slices) == 1:
+        return compute(image_features, text_features)
+    return torch.cat([checkpoint(compute, images, text_features, use_reentrant=False) for images in slices])
 
 
 def positives(image_id: Tensor, image_rows: Tensor, text_id: Tensor) -> Tensor:
-    """(B, M) bool: which texts describe which image: those of the same picture, and whatever reads like one of them.
+    """(B, M) bool: whether a text describes an image. It does if it, or a text that reads the same, belongs to the same picture.
 
     image_id (B,): equal for the same picture; image_rows (M,): the image of each text; text_id (M,): equal for texts that
     read the same."""
     order = text_id.argsort()
-    number = torch.empty_like(order)  # of each text among the different ones, 0 to M - 1
+    number = torch.empty_like(order)  # the number of each text among the different ones, from 0
     number[order] = F.pad(text_id[order].diff().ne(0).cumsum(0), (1, 0))
     same = (image_id[:, None] == image_id[image_rows]).float()  # (B, M)
     return torch.zeros_like(same).index_add_(1, number, same)[:, number] > 0
 
 
 def itc_loss(similarity: Tensor, positive: Tensor) -> Tensor:
-    """Image-text contrast. `similarity` (B, M), divided by the temperature; `positive` (B, M) bool: the same picture.
+    """Image-text contrastive loss, a scalar. `similarity` (B, M) is divided by the temperature; `positive` (B, M) bool.
 
     Targets are 0.9 spread over the positives plus 0.1 spread over all, in both directions."""
     return (_soft_cross_entropy(similarity, positive) + _soft_cross_entropy(similarity.T, positive.T)) / 2
@@ -63,12 +64,12 @@ def hard_negatives(
     hardness: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """For each of `texts` (m,) an image, and for its image a text, that do not belong together: rows (m,), (m,).
+    """A negative image for each of `texts` (m,), and a negative text for the image of each: rows (m,), (m,).
 
-    A share `hardness` of them is drawn with the probabilities that the contrast gives (BLIP-2's choice): the more alike,
-    the more often; the others evenly. `similarity`, `positive` (B, M). Where all belong together, any is drawn."""
+    A share `hardness` of them is drawn by the softmax of the similarities, as in BLIP-2: similar ones come more often. The others
+    are drawn evenly. `similarity`, `positive` (B, M). If an image or a text has positives only, any of these is drawn."""
 
-    def weights(logits: Tensor, forbidden: Tensor) -> Tensor:  # of a diverged run too: its loss will tell
+    def weights(logits: Tensor, forbidden: Tensor) -> Tensor:  # of NaN too: the loss will show that a run diverged
         forbidden = forbidden & ~forbidden.all(1, keepdim=True)
         hard = (logits.nan_to_num().softmax(1) + PROBABILITY_FLOOR).masked_fill(forbidden, 0)
         even = (~forbidden).to(hard.dtype)
@@ -83,8 +84,10 @@ def hard_negatives(
 def itm_pairs(
     positive: Tensor, image_rows: Tensor, texts: Tensor, negatives: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Image rows and text rows (3m,) of the pairs to match, and which do: `texts` (m,) with their images, with negative
-    images, and negative texts with their images. `positive` (B, M)."""
+    """Image rows (3m,) and text rows (3m,) of the pairs to match, and whether each pair matches (3m,).
+
+    The pairs are `texts` (m,) with their images, `texts` with negative images, and negative texts with the images. `positive`
+    (B, M)."""
     negative_image, negative_text = negatives
     own = image_rows[texts]
     images, texts = torch.cat([own, negative_image, own]), torch.cat([texts, texts, negative_text])
@@ -99,19 +102,21 @@ def itm_loss(
     attention_mask: Tensor,
     matches: Tensor,
 ) -> Tensor:
-    """Matching of N pairs: text n with image `image_rows[n]`; `matches` (N,) bool says which belong together."""
+    """Image-text matching loss of N pairs, a scalar: text n with image `image_rows[n]`; `matches` (N,) bool are the labels."""
     return F.cross_entropy(model.match(image, image_rows, input_ids, attention_mask), matches.long())
 
 
 def itg_loss(
     model: QFormer, image: ImageEncoding, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor
 ) -> Tensor:
-    """Image-grounded generation: the next token of each caption, which starts with [DEC]. Padding does not count."""
+    """Image-grounded generation loss, a scalar: predict the next token of each caption, which starts with [DEC].
+
+    Padding does not count."""
     inputs = torch.cat([torch.full_like(input_ids[:, :1], model.config.bos_token_id), input_ids[:, 1:]], 1)
     states = model.caption_states(image, image_rows, inputs[:, :-1], attention_mask[:, :-1])  # (M, L - 1, D)
     states = states.flatten(0, 1)
     labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100).flatten()
-    if labels.device.type == "cpu":  # the vocabulary is large; a device would be waited for to count what is real
+    if labels.device.type == "cpu":  # leave padding out of the large product; a CUDA device would wait here
         real = (labels >= 0).nonzero().squeeze(1)
         states, labels = states[real], labels[real]
     return F.cross_entropy(model.language_logits(states).float(), labels, label_smoothing=LABEL_SMOOTHING)
@@ -130,15 +135,15 @@ def stage1_losses(
     hardness: float = 1.0,
     text_id: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The losses of one batch: {"loss_itc", "loss_itm", "loss_itg"}, scalars; only those named in `losses` are computed.
+    """The losses of one batch, scalars: {"loss_itc", "loss_itm", "loss_itg"}, or those of them that `losses` lists.
 
     image_embeds (B, T, W); input_ids, attention_mask (M, L); image_rows (M,): the image of each text, m itself unless given;
-    image_id (B,): equal for rows that show the same picture: their captions are all positives and never negatives;
+    image_id (B,): equal for rows that show the same picture; their captions are positives of each other's rows;
     text_id (M,): equal for texts that read the same, which are positives of the same images;
-    matched (m,): the texts that matching and generation see, all unless given; the contrast sees all M and is far cheaper;
-    negatives: (an image row for each of them, a text row for the image of each), which count as such also where image_id says
-    otherwise; drawn by `hard_negatives` unless given.
-    At least two different pictures are needed."""
+    matched (m,): the texts that matching and generation see, all unless given; ITC sees all M, which costs far less;
+    negatives: (a negative image for each matched text, a negative text for the image of each), drawn by `hard_negatives` unless
+    given; given ones count as negatives even if image_id makes them positives.
+    The batch needs at least two different pictures."""
     device = input_ids.device
     image_rows = torch.arange(len(input_ids), device=device) if image_rows is None else image_rows
     image_id = torch.arange(len(image_embeds), device=device) if image_id is None else image_id
@@ -155,7 +160,7 @@ def stage1_losses(
     if "loss_itm" in losses:
         drawn = hard_negatives(similarity, positive, image_rows, matched, hardness) if negatives is None else negatives
         images, texts, matches = itm_pairs(positive, image_rows, matched, drawn)
-        if negatives is not None:  # whatever they show
+        if negatives is not None:
             matches[len(matched) :] = False
         out["loss_itm"] = itm_loss(model, image, images, input_ids[texts], attention_mask[texts], matches)
     if "loss_itg" in losses:

@@ -20,11 +20,11 @@ from ..pipeline.artifacts import atomic_file
 from ..pipeline.errors import ArtifactError
 
 SPECIAL = PAD, UNK, CLS, SEP, MASK, DEC = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
-MAX_LETTERS = 1000
+MAX_LETTERS = 1000  # letters in a vocabulary that is trained
 
 
 def wordpiece(vocabulary: dict[str, int], lowercase: bool = True) -> Tokenizer:
-    """BERT's tokenizer with this vocabulary: [CLS] … [SEP]."""
+    """BERT's tokenizer with this vocabulary; it encodes a text as [CLS] … [SEP]."""
     normalizer = BertNormalizer(lowercase=lowercase)
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNK))
     tokenizer.normalizer = normalizer
@@ -36,9 +36,9 @@ def wordpiece(vocabulary: dict[str, int], lowercase: bool = True) -> Tokenizer:
 
 
 def read_tokenizer(folder: Path) -> str | None:
-    """The tokenizer of a model folder as the text of a tokenizer.json: that file, or one made of a BERT's vocab.txt.
+    """The tokenizer of a model folder, as the text of a tokenizer.json. A BERT's vocab.txt is converted to one.
 
-    None if it has neither; ArtifactError if they cannot be read."""
+    None if the folder has neither file; ArtifactError if they cannot be read."""
     try:
         if (folder / "tokenizer.json").is_file():
             return (folder / "tokenizer.json").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def read_tokenizer(folder: Path) -> str | None:
         settings = folder / "tokenizer_config.json"
         lowercase = not settings.is_file() or json.loads(settings.read_bytes()).get("do_lower_case", True)
         if len(set(words)) < len(words):
-            raise ValueError("vocab.txt has a line twice")
+            raise ValueError("vocab.txt repeats a line")
         text: str = wordpiece({word: number for number, word in enumerate(words)}, lowercase).to_str()
         return text
     except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -57,10 +57,10 @@ def read_tokenizer(folder: Path) -> str | None:
 
 
 class Tokens:
-    """A BERT-style tokenizer with BLIP-2's extra token [DEC], which starts a caption to generate."""
+    """A BERT-style tokenizer with BLIP-2's extra token [DEC], which begins a caption to generate."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """ArtifactError if it is not BERT-style. [DEC] is added, as the last id, where it is missing."""
+        """Adds [DEC] as the last id if it is missing. ArtifactError if the tokenizer is not BERT-style."""
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in (PAD, UNK, CLS, SEP) if token not in vocabulary]
         if missing:
@@ -76,9 +76,9 @@ class Tokens:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokens":
-        """A lower-case WordPiece vocabulary of the captions (Wu et al. 2016), as BERT's uncased one; the same every time.
+        """A lower-case WordPiece vocabulary of the captions (Wu et al. 2016), like BERT's uncased one. It is deterministic.
 
-        The library numbers letters in the order of a hash map, and breaks ties by number: they are numbered here instead."""
+        The library would number letters in the order of a hash map and break ties by number, so letters are numbered here."""
         normalizer = BertNormalizer(lowercase=True)
         captions = list(captions)
         letters = Counter(
@@ -97,10 +97,10 @@ class Tokens:
 
     @classmethod
     def parse(cls, text: str, name: object, rows: int | None = None) -> "Tokens":
-        """From the text of a tokenizer.json, `name` for messages. ArtifactError if it is none.
+        """From the text of a tokenizer.json; messages call it `name`. ArtifactError if it is not one.
 
-        `rows` says for how many ids the weights have embeddings: special tokens that were added beyond them, such as the
-        <image> of Hugging Face's BLIP-2 processors, are left out."""
+        `rows` is the number of ids that have an embedding. Special tokens beyond them are left out, such as the <image> of
+        Hugging Face's BLIP-2 processors."""
         try:
             if rows is not None:
                 settings = json.loads(text)
@@ -121,19 +121,21 @@ class Tokens:
             raise ArtifactError(f"{file} cannot be read as a tokenizer: {error}") from error
 
     def save(self, file: Path) -> None:
+        """Write a tokenizer.json, atomically."""
         with atomic_file(file) as out:
             out.write(self.tokenizer.to_str(pretty=True).encode())
 
     def __len__(self) -> int:
+        """The number of its ids, [DEC] included."""
         return self.tokenizer.get_vocab_size()
 
     def ids(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """[CLS] … [SEP] of each text; longer texts are cut so that [SEP] stays."""
+        """The ids [CLS] … [SEP] of each text. Texts longer than `max_length` are truncated, and keep [SEP]."""
         encodings = self.tokenizer.encode_batch(list(texts))
         return [e.ids if len(e.ids) <= max_length else [*e.ids[: max_length - 1], self.sep_token_id] for e in encodings]
 
     def pad(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """M lists of ids -> input_ids, attention_mask (M, L), L the longest."""
+        """M lists of ids -> input_ids, attention_mask (M, L); L is the longest."""
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         attention_mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
         input_ids = np.full(attention_mask.shape, self.pad_token_id)
@@ -141,5 +143,5 @@ class Tokens:
         return torch.from_numpy(input_ids), torch.from_numpy(attention_mask.astype(np.int64))
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(M,) texts -> input_ids, attention_mask (M, L)."""
+        """M texts -> input_ids, attention_mask (M, L)."""
         return self.pad(self.ids(texts, max_length))

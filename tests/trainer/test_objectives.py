@@ -14,7 +14,7 @@ def test_similarity_is_the_maximum_over_queries():
     assert_close(similarities(images, texts), naive)
 
 
-def test_contrast_with_several_positives():
+def test_itc_loss_with_several_positives():
     torch.manual_seed(0)
     logits = torch.randn(3, 5)
     owner = [0, 0, 1, 2, 2]
@@ -58,7 +58,7 @@ def test_easy_negatives_are_drawn_evenly():
     assert counts[1:].min() > 150
 
 
-def test_matching_pairs():
+def test_pairs_to_match_are_positives_and_both_kinds_of_negatives():
     images, texts, matches = itm_pairs(
         torch.eye(2, dtype=torch.bool),
         torch.tensor([0, 1]),
@@ -91,7 +91,7 @@ def test_where_every_text_fits_every_picture_all_pairs_match(hardness):
     st.lists(st.integers(0, 3), min_size=1, max_size=6),
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=12),
 )
-def test_what_describes_a_picture(pictures, texts):
+def test_positives_are_texts_of_the_picture_and_texts_that_read_the_same(pictures, texts):
     """Texts of the same picture, and texts that read like one of them, are its positives; no others are."""
     rows, reads = [row % len(pictures) for row, _ in texts], [7 * words for _, words in texts]
     found = positives(torch.tensor(pictures), torch.tensor(rows), torch.tensor(reads))
@@ -100,11 +100,11 @@ def test_what_describes_a_picture(pictures, texts):
         assert found[image].tolist() == [words in described for words in reads]
 
 
-def test_similarities_in_blocks(monkeypatch):
+def test_similarities_in_slices_equal_those_of_the_whole_batch(monkeypatch):
     images, texts = torch.randn(7, 4, 5, requires_grad=True), torch.randn(6, 5, requires_grad=True)
     whole = similarities(images, texts)
     expected = torch.autograd.grad(whole.square().sum(), (images, texts))
     monkeypatch.setattr("qf.trainer.objectives.MOST_PRODUCTS", 2 * 4 * 6)
-    blocks = similarities(images, texts)
-    assert_close(blocks, whole)
-    assert_close(torch.autograd.grad(blocks.square().sum(), (images, texts)), expected)
+    slices = similarities(images, texts)
+    assert_close(slices, whole)
+    assert_close(torch.autograd.grad(slices.square().sum(), (images, texts)), expected)

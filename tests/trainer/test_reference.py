@@ -111,7 +111,7 @@ def test_gradients(model, inputs, golden):
 
 @pytest.mark.parametrize("micro_batch_size", [6, 4, 1])
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_losses_and_gradients_of_a_step_in_parts(
+def test_losses_and_gradients_of_a_step_in_micro_batches(
     model, inputs, outputs, golden, monkeypatch, micro_batch_size, gradient_checkpointing
 ):
     model.gradient_checkpointing = gradient_checkpointing
@@ -147,7 +147,7 @@ def to_lavis(name: str) -> str:
     return name.replace(".crossattention.attention.", ".crossattention.self.")
 
 
-def test_one_load_of_an_image_serves_several_captions(model, inputs):
+def test_an_image_encoded_once_serves_several_captions(model, inputs):
     """Captions of one image as rows of their own, or as several texts of one image row: the same matching and language."""
     embeds = inputs["image_embeds"][[0, 0, 1, 1, 2, 2]]
     image_id = torch.tensor([0, 0, 1, 1, 2, 2])

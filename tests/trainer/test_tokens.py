@@ -30,13 +30,13 @@ def test_the_vocabulary_is_the_same_every_time():
     assert Tokens.train(captions, 80).ids(["dog?"], 9)[0][1:-1] == [first["dog"], first["[UNK]"]]
 
 
-def test_long_texts_keep_their_end(tokens):
+def test_a_truncated_text_keeps_sep(tokens):
     ids = tokens.ids(["red " * 50], max_length=6)[0]
     assert len(ids) == 6
     assert ids[-1] == tokens.sep_token_id
 
 
-def test_what_is_no_bert_tokenizer_is_refused(tmp_path):
+def test_a_tokenizer_that_is_not_berts_is_refused(tmp_path):
     Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "t.json"))
     with pytest.raises(ArtifactError, match=r"has no \[PAD\], \[UNK\], \[CLS\], \[SEP\]"):
         Tokens.load(tmp_path / "t.json")
@@ -45,7 +45,7 @@ def test_what_is_no_bert_tokenizer_is_refused(tmp_path):
         Tokens.load(tmp_path / "t.json")
 
 
-def test_padding(tokens):
+def test_padding_makes_texts_of_one_length(tokens):
     ids = [[1, 7, 2], [], [1, 2], [1, 5, 6, 2]]
     input_ids, mask = tokens.pad(ids)
     pad = tokens.pad_token_id

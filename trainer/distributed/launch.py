@@ -1,4 +1,4 @@
-"""`qf train --nproc N`: the same command in N processes, with the environment that torchrun would give them. No torch here."""
+"""`qf train --nproc N`: runs the command in N processes, with the environment that torchrun sets. It does not import torch."""
 
 import contextlib
 import os
@@ -12,11 +12,12 @@ from typing import IO
 
 from ...pipeline.errors import TrainingError
 
-POLL, GRACE = 0.2, 3.0  # seconds
+POLL = 0.2  # seconds between looks at the processes
+GRACE = 3.0  # seconds for rank 0 to fail by itself, when another rank has failed
 
 
 def launched() -> bool:
-    """Whether this process is already one of several."""
+    """Whether this process is already one of several that train together."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -26,16 +27,16 @@ def rank() -> int:
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
-    """Run `python -m qf.cli` with these arguments `count` times, and return the exit code of the first to fail, or 0.
+    """Run `python -m qf.cli` with these arguments in `count` processes. Returns 0, or the exit code of the first to fail.
 
-    Only the first process speaks; of the others one hears what they said when they fail before it does. When one fails the
-    rest are stopped. TrainingError if one is killed."""
+    Only rank 0 prints; another rank's stderr is shown if it fails first. When one process fails, the others are stopped.
+    TrainingError if a signal kills one."""
     with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-        said = [open(os.path.join(folder, str(rank)), "w+", encoding="utf-8") for rank in range(1, count)]  # noqa: SIM115
+        outputs = [open(os.path.join(folder, str(rank)), "w+", encoding="utf-8") for rank in range(1, count)]  # noqa: SIM115
         children = []
         try:
             for rank in range(count):
@@ -43,31 +44,32 @@ def launch(arguments: Sequence[str], count: int) -> int:
                 environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads}
                 environment |= {name: str(value) for name, value in place.items()}
                 command = [sys.executable, "-m", "qf.cli", *arguments]
-                quiet = {"stdout": subprocess.DEVNULL, "stderr": said[rank - 1]} if rank else {}
+                quiet = {"stdout": subprocess.DEVNULL, "stderr": outputs[rank - 1]} if rank else {}
                 children.append(subprocess.Popen(command, env=environment, **quiet))  # type: ignore[call-overload]
-            return _wait(children, said)
+            return _wait(children, outputs)
         finally:
             for child in children:
                 child.terminate()
             for child in children:
                 child.wait()
-            for file in said:
+            for file in outputs:
                 file.close()
 
 
-def _wait(children: list["subprocess.Popen[bytes]"], said: Sequence[IO[str]]) -> int:
+def _wait(children: list["subprocess.Popen[bytes]"], outputs: Sequence[IO[str]]) -> int:
+    """The exit code of `launch`, once all processes have ended well or one has failed. `outputs`: stderr from rank 1 on."""
     while all(child.poll() in (None, 0) for child in children):
         if all(child.poll() == 0 for child in children):
             return 0
         time.sleep(POLL)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # what fails everywhere, the first tells itself
+    with contextlib.suppress(subprocess.TimeoutExpired):  # if all fail alike, rank 0 prints the error
         children[0].wait(GRACE)
     codes = [child.poll() or 0 for child in children]
     failed = codes.index(min(codes)) if min(codes) < 0 else next(rank for rank, code in enumerate(codes) if code)
     code = children[failed].returncode
     if code < 0:
-        raise TrainingError(f"process {failed} was killed by signal {-code}; run the same command to go on")
+        raise TrainingError(f"process {failed} was killed by signal {-code}; run the same command to resume")
     if failed:
-        said[failed - 1].seek(0)
-        print(said[failed - 1].read(), end="", file=sys.stderr)
+        outputs[failed - 1].seek(0)
+        print(outputs[failed - 1].read(), end="", file=sys.stderr)
     return code

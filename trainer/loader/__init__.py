@@ -1,1 +1,1 @@
-"""Cached features and captions to batches; a batch is a function of the step."""
+"""Cached features and captions to batches. A batch is a function of its number."""

@@ -1,1 +1,1 @@
-"""What results are judged by: pure functions on scores."""
+"""Measures of a model. Each metric is a pure function on scores."""

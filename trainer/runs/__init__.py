@@ -1,1 +1,1 @@
-"""A run on disk: its folder, checkpoints, log and curves."""
+"""A run on disk: its folder, checkpoints, log and curves; and the panel that shows it."""

@@ -8,18 +8,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-FEW = 30  # points that are marked
+FEW = 30  # a curve of fewer points has markers
 
 
 def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
-    """Losses by step, and R@1 on the validation split by step, from the lines of metrics.jsonl, as PNG."""
+    """Draw losses and validation R@1 by step, from the lines of metrics.jsonl, as a PNG."""
     losses = [line for line in lines if "loss" in line]
     checks = [line for line in lines if "split" in line]
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name, label in (
-        ("loss_itc", "contrast (ITC)"),
+        ("loss_itc", "contrastive (ITC)"),
         ("loss_itm", "matching (ITM)"),
         ("loss_itg", "generation (ITG)"),
     ):
@@ -33,7 +33,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
     for name, label in (
         ("text_to_image_R@1", "text to image"),
         ("image_to_text_R@1", "image to text"),
-        ("reranked_text_to_image_R@1", "text to image, matched"),
+        ("reranked_text_to_image_R@1", "text to image, re-ranked"),
     ):
         _plot(right, checks, name, label, marker="o", markersize=3)
     if best := [line["step"] for line in checks if line.get("best")]:
@@ -51,6 +51,6 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
 
 
 def _plot(axes: Axes, lines: Sequence[dict[str, Any]], name: str, label: str, **style: Any) -> None:
-    """The curve of `name` over the lines that have it, if any has."""
+    """Draw the curve of `name` over the lines that have it, if there are any."""
     if found := [line for line in lines if line.get(name) is not None]:
         axes.plot([line["step"] for line in found], [line[name] for line in found], label=label, **style)

@@ -1,4 +1,6 @@
-"""A trained Q-Former over many images and texts: embeddings, similarities, matching scores. Batched, in evaluation mode."""
+"""A trained Q-Former applied to many images and texts: embeddings, similarities, matching scores.
+
+Letters as in qformer.py; N images and M texts in all."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +19,12 @@ from ..objectives import similarities
 from ..qformer import ImageEncoding, QFormer
 from ..tokens import Tokens
 
+PREFETCH = 3  # batches read ahead
+OUT_OF_REACH = 1000.0  # more than any matching logit plus similarity
+
 
 class Embedder:
-    """A model with its tokenizer on a device. It keeps the model in evaluation mode only while it computes."""
+    """A model with its tokenizer on a device. Every method puts the model into evaluation mode, and computes in batches."""
 
     def __init__(
         self, model: QFormer, tokens: Tokens, device: torch.device, dtype: torch.dtype, max_text_length: int
@@ -29,21 +34,21 @@ class Embedder:
         self.empty = pinned if device.type == "cuda" else empty_array
 
     def images(self, features: Features, rows: np.ndarray) -> Tensor:
-        """Query embeddings (N, Q, E), float32, unit length, of the given rows of the features; on the device."""
+        """Query embeddings (N, Q, E) of the given rows of the features: float32, unit length, on the device."""
         none = torch.empty(0, self.model.config.num_query_tokens, self.model.config.embed_dim, device=self.device)
         return torch.cat([none, *self.image_batches(features, rows)])
 
     @torch.no_grad()
     def image_batches(self, features: Features, rows: np.ndarray, batch_size: int = 128) -> Iterator[Tensor]:
-        """The same, `batch_size` rows at a time."""
+        """The query embeddings of `images`, `batch_size` rows at a time; the next rows are read meanwhile."""
         self.model.eval()
-        chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         with ThreadPoolExecutor(1) as pool:
-            for encoded in map_ahead(pool, partial(features.read, empty=self.empty), chunks, 3):
+            for encoded in map_ahead(pool, partial(features.read, empty=self.empty), batches, PREFETCH):
                 yield self._encode(encoded).features
 
     def image(self, image_embeds: Tensor) -> Tensor:
-        """Frozen tokens (B, T, W) of pictures that are in no features folder -> query embeddings (B, Q, E)."""
+        """Frozen tokens (B, T, W) -> query embeddings (B, Q, E); for pictures that are not in a features folder."""
         self.model.eval()
         with torch.no_grad():
             return self._encode({"tokens": image_embeds}).features
@@ -55,10 +60,12 @@ class Embedder:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], batch_size: int = 512) -> Tensor:
-        """Text embeddings (M, E), float32, unit length; on the device."""
+        """Text embeddings (M, E): float32, unit length, on the device."""
         self.model.eval()
         ids = self.tokens.ids(texts, self.max_text_length)
-        order = sorted(range(len(ids)), key=lambda m: len(ids[m]))  # texts of like length together: little padding
+        order = sorted(
+            range(len(ids)), key=lambda m: len(ids[m])
+        )  # texts of similar length together need little padding
         out = torch.empty(len(ids), self.model.config.embed_dim, device=self.device)
         for start in range(0, len(order), batch_size):
             some = order[start : start + batch_size]
@@ -77,9 +84,9 @@ class Embedder:
         image_batch: int = 64,
         pair_batch: int = 512,
     ) -> Tensor:
-        """The matching logit (class 1) of pairs (n, 2) of positions in `rows` and `texts` -> (n,), on the CPU.
+        """pairs (n, 2) of positions in `rows` and `texts` -> the logit (n,) that each pair matches, on the CPU.
 
-        Each image is encoded once, whatever the number of its pairs."""
+        Each image is encoded once for all its pairs."""
         self.model.eval()
         ids = self.tokens.ids(texts, self.max_text_length)
         lengths = np.array([len(i) for i in ids])
@@ -101,16 +108,16 @@ class Embedder:
         return scores
 
 
-def similarity_matrix(images: Tensor, texts: Tensor, chunk: int = 256) -> Tensor:
-    """Query embeddings (N, Q, E) and text embeddings (M, E) -> (N, M), the maximum over queries, on the CPU."""
-    parts = [similarities(images[i : i + chunk], texts).cpu() for i in range(0, len(images), chunk)]
-    return torch.cat(parts) if parts else torch.empty(0, len(texts))
+def similarity_matrix(images: Tensor, texts: Tensor, batch_size: int = 256) -> Tensor:
+    """Query embeddings (N, Q, E) and text embeddings (M, E) -> similarities (N, M), the maximum over queries, on the CPU."""
+    rows = [similarities(images[i : i + batch_size], texts).cpu() for i in range(0, len(images), batch_size)]
+    return torch.cat(rows) if rows else torch.empty(0, len(texts))
 
 
 def rerank(scores: Tensor, candidates: Tensor, matching: Tensor) -> Tensor:
-    """Scores (N, C) after re-ranking: `candidates` (N, K) get `matching` (N, K) + their first score, the rest stay behind.
+    """Scores (N, C) -> (N, C) after re-ranking, as BLIP-2 ranks: the matching logit plus the contrastive similarity.
 
-    As BLIP-2 ranks: the matching logit plus the contrastive similarity."""
-    out = scores - 1000.0
+    `candidates` (N, K) are re-ranked by `matching` (N, K); all others come after them, in their old order."""
+    out = scores - OUT_OF_REACH
     out.scatter_(1, candidates, matching + scores.gather(1, candidates))
     return out

@@ -1,1 +1,1 @@
-"""Weights in and out, under every name they have elsewhere."""
+"""Weights in and out, under our key names and those of other code. No file here knows the model."""

@@ -73,5 +73,5 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(features, tmp_path
     os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "was killed by signal 9; run the same command to go on" in err.decode()
+    assert "was killed by signal 9; run the same command to resume" in err.decode()
     assert np.isfinite(finished(run_train(tmp_path, "--nproc", "2", "--epochs", "40"))["loss"])

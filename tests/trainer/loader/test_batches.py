@@ -20,7 +20,7 @@ def tokens(features):
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-def test_memory_is_used_again_once_it_is_free_and_never_before():
+def test_a_buffer_is_taken_again_once_its_tensor_is_gone_and_never_before():
     memory = BufferPool()
     first = memory.empty((3, 4), torch.float16)
     where, part = first.data_ptr(), first[1:]

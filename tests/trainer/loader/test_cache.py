@@ -1,4 +1,4 @@
-"""Features kept in memory: the same batches as from disk, and where they are kept is said."""
+"""Features cached in memory give the same batches as the disk."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ DEVICES = ["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])]
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_batches_are_those_from_disk(pictures, clip_folder, tmp_path, device, codec):
+def test_cached_batches_equal_those_from_disk(pictures, clip_folder, tmp_path, device, codec):
     """From host memory and from the device's, all views of them."""
     features = run_extract(pictures, clip_folder, tmp_path / "features", codec=codec, views=2, shard_size=7)
     rows = features.rows("train")
@@ -36,26 +36,26 @@ def test_batches_are_those_from_disk(pictures, clip_folder, tmp_path, device, co
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_where_they_are_kept_is_said(features, monkeypatch, device):
-    rows, said = features.rows("train"), []
+def test_the_place_of_cached_features_is_reported(features, monkeypatch, device):
+    rows, messages = features.rows("train"), []
     needed = len(rows) * features.read(rows[:1])["tokens"].nbytes
     free = {device: needed * 2, "cpu": needed * 2}
     monkeypatch.setattr(cache, "free_memory", lambda place: free[str(place)])
     on = torch.device(device)
-    kept = cached(features, rows, on, 1, said.append)
+    kept = cached(features, rows, on, 1, messages.append)
     assert {column.device for column in kept.columns.values()} == {on}
-    assert f"{size(needed)} of features into" in said[-1]
-    assert f"{size(2 * needed)} are free there" in said[-1]
+    assert f"{size(needed)} of features into" in messages[-1]
+    assert f"{size(2 * needed)} are free there" in messages[-1]
     if on.type == "cuda":
         free[device] = needed
-        kept = cached(features, rows, on, 1, said.append)
+        kept = cached(features, rows, on, 1, messages.append)
         assert {column.device for column in kept.columns.values()} == {CPU}
-        assert "host memory" in said[-1]
-        assert f"the memory of {device} has too little" in said[-1]
+        assert "host memory" in messages[-1]
+        assert f"the memory of {device} has too little" in messages[-1]
     free["cpu"] = free[device] = needed
-    assert cached(features, rows, on, 1, said.append) is None
-    assert "stay on disk, " in said[-1]
-    assert "host memory has too little" in said[-1]
+    assert cached(features, rows, on, 1, messages.append) is None
+    assert "stay on disk, " in messages[-1]
+    assert "host memory has too little" in messages[-1]
 
 
 def test_each_process_keeps_its_own_in_host_memory(features, monkeypatch):
@@ -66,7 +66,7 @@ def test_each_process_keeps_its_own_in_host_memory(features, monkeypatch):
     assert cached(features, rows, CPU, 3, lambda text: None) is None
 
 
-def test_rows_may_be_any(features):
+def test_any_rows_can_be_cached_in_any_order(features):
     rows = features.rows("val")[::-1][:5].copy()
     kept = Cache(features, rows, CPU)
     chosen = np.array([4, 0, 0, 3])
