@@ -20,8 +20,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 def random_bits(x: Tensor) -> Tensor:
     """Random int16 values in the shape of `x`."""
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    return words.view(torch.int16)[: x.numel()].view(x.shape)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    return bits.view(torch.int16)[: x.numel()].view(x.shape)
 
 
 def thin(x: Tensor, bits: Tensor, p: float) -> Tensor:

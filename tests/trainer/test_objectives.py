@@ -80,7 +80,7 @@ def test_pairs_to_match_are_positives_and_both_kinds_of_negatives():
 @pytest.mark.parametrize("hardness", [0.0, 1.0])
 def test_where_every_text_fits_every_picture_all_pairs_match(hardness):
     positive, rows = torch.ones(3, 3, dtype=torch.bool), torch.arange(3)
-    positive[0, 1] = False  # but one: that text is the only negative of image 0, and image 0 that text's
+    positive[0, 1] = False  # text 1 and image 0 are the only negatives of each other
     negatives = hard_negatives(torch.zeros(3, 3), positive, rows, rows, hardness)
     images, texts, matches = itm_pairs(positive, rows, rows, negatives)
     assert matches.tolist() == positive[images, texts].tolist()
@@ -92,7 +92,7 @@ def test_where_every_text_fits_every_picture_all_pairs_match(hardness):
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=12),
 )
 def test_positives_are_texts_of_the_picture_and_texts_that_read_the_same(pictures, texts):
-    """Texts of the same picture, and texts that read like one of them, are its positives; no others are."""
+    """No other texts are."""
     rows, reads = [row % len(pictures) for row, _ in texts], [7 * words for _, words in texts]
     found = positives(torch.tensor(pictures), torch.tensor(rows), torch.tensor(reads))
     for image, picture in enumerate(pictures):

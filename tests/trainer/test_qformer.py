@@ -44,7 +44,7 @@ def batch():
 
 
 def long_way(model, embeds, ids, mask, negatives):
-    """The three losses with one image and one unpadded text at a time, a layer written as the paper draws it."""
+    """The three losses, for one image and one unpadded text at a time, with layers as the paper draws them."""
     heads, count = CONFIG.num_attention_heads, CONFIG.num_query_tokens
 
     def attention(block, hidden, source, seen):
@@ -186,7 +186,7 @@ def test_gradient_checkpointing_changes_nothing_to_the_bit(batch, precision):
 def test_compiled_blocks_give_the_same(batch, tmp_path, monkeypatch):
     """With dropout, which draws the same random numbers; also without gradients, on which gradient caching relies."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)  # 150 MB that would stay
+    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)  # they would leave 150 MB
     torch.manual_seed(0)
     model = QFormer(replace(CONFIG, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)).train()
     found = []

@@ -52,7 +52,7 @@ def losses_of(model, inputs, **more):
 
 def test_sizes_are_read_from_the_weights(model, golden):
     for name, value in golden[1].items():
-        if name == "cls_token_id":  # the tokenizer's affair
+        if name == "cls_token_id":  # belongs to the tokenizer
             continue
         assert getattr(model.config, name) == value, name
 
@@ -101,7 +101,7 @@ def test_losses(model, inputs, outputs):
         assert_close(losses[name], outputs[name], atol=2e-5, rtol=0)
     multi = losses_of(model, inputs, image_id=inputs["image_id"])
     assert_close(multi["loss_itc"], outputs["loss_itc_multi_positive"], atol=2e-5, rtol=0)
-    assert_close(multi["loss_itm"], outputs["loss_itm"], atol=2e-5, rtol=0)  # negatives that are given are negatives
+    assert_close(multi["loss_itm"], outputs["loss_itm"], atol=2e-5, rtol=0)  # given negatives stay negatives
 
 
 def test_gradients(model, inputs, golden):
@@ -133,12 +133,12 @@ def check_gradients(model, golden):
     ours = {to_lavis(name): parameter.grad for name, parameter in model.named_parameters()}
     assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
-        # the gradient of a key's bias is zero but for rounding: softmax does not see it
+        # the gradient of a key's bias is zero up to rounding, because softmax ignores it
         assert (ours[name] - gradient).norm() < 1e-4 * gradient.norm() + 1e-5, name
 
 
 def to_lavis(name: str) -> str:
-    """Our name of a parameter as LAVIS has it; written out for the test, the other way round than the code."""
+    """LAVIS's name for our parameter, written independently of the code."""
     for lavis, ours in LAVIS:
         if name.startswith(ours):
             name = lavis + name.removeprefix(ours)
@@ -148,7 +148,7 @@ def to_lavis(name: str) -> str:
 
 
 def test_an_image_encoded_once_serves_several_captions(model, inputs):
-    """Captions of one image as rows of their own, or as several texts of one image row: the same matching and language."""
+    """An image repeated for each caption has the same matching and generation losses as one image with several captions."""
     embeds = inputs["image_embeds"][[0, 0, 1, 1, 2, 2]]
     image_id = torch.tensor([0, 0, 1, 1, 2, 2])
     negatives = (torch.tensor([2, 3, 4, 5, 0, 1]), torch.tensor([3, 2, 5, 4, 1, 0]))

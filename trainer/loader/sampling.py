@@ -76,15 +76,15 @@ class Sampler:
         return Sample(images, self._views(images, epoch), *self._captions(images, epoch))
 
     def _views(self, images: np.ndarray, epoch: int) -> np.ndarray:
-        """(B,) One view further each epoch, and another one once all pairs of view and caption have come."""
+        """Views (B,). They advance by one each epoch, and by one more whenever pairs of view and caption would repeat."""
         rounds = epoch // np.lcm(self.views, self.counts[images])
         return (self.first_views[images] + epoch + rounds) % self.views
 
     def _captions(self, images: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Captions (M,), their image_rows (M,), and which are matched (m,).
 
-        Each epoch goes on in the image's own order of captions, around its end. Where an epoch would begin as an earlier one
-        did, it begins one caption further."""
+        An epoch continues where the last one stopped in the image's own order of captions, which is a ring. Where that would repeat
+        an earlier epoch, it begins one caption further."""
         there = self.counts[images]
         count = np.minimum(self.captions_per_image or there, there)  # (B,) captions of each image in this batch
         matched = np.minimum(self.matched_captions or count, count)

@@ -1,4 +1,4 @@
-"""Checkpoints of training: one safetensors file each, written atomically, from which training goes on to the bit."""
+"""Checkpoints of training: one safetensors file each, written atomically, from which training resumes to the bit."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -1,5 +1,6 @@
 """The folder of a run, for any stage. It holds config.json from the start, and manifest.json once it is finished."""
 
+import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,7 +83,7 @@ def recorded_precision(folder: Path) -> torch.dtype | None:
 def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether the run is finished. ArtifactError if the folder holds a run with other settings that would be lost."""
     if _has_progress(folder):
-        changed = difference(read_json(folder / CONFIG), settings)
+        changed = difference(read_json(folder / CONFIG), json.loads(json.dumps(settings)))  # both as JSON has them
         if changed:
             if changed.startswith("features "):
                 changed = "the features have changed"

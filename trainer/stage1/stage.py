@@ -1,6 +1,5 @@
 """Stage 1 on cached features: what it gives to the loop, and `train`, which takes a run from its settings to its manifest."""
 
-import json
 import math
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
@@ -26,7 +25,8 @@ from ..qformer import QFormer
 from ..runs.checkpoints import FOLDER, TrainState, last_step
 from ..runs.folder import TOKENIZER, Trained, begin, finish, is_finished, recorded_precision, result
 from ..runs.log import Log, Report, no_report, summary_writer
-from ..weights.start import Start, find_start
+from ..tokens import Tokens
+from ..weights.start import find_start
 from .embedder import Embedder, rerank, similarity_matrix
 from .plan import chosen_losses, itc_only_steps, losses_at, plan
 from .step import Stage1Step, backward
@@ -112,29 +112,26 @@ def train(
     with locked(folder) if processes.first else nullcontext():
         if processes.first and config.precision == "auto" and not overwrite:
             dtype = recorded_precision(folder) or dtype  # a run ends in the precision that it began in
-        dtypes = list(DTYPES.values())
-        dtype = dtypes[processes.number(dtypes.index(dtype), device)]
-        settings = json.loads(
-            json.dumps({"train": asdict(config), "features": features.identity, "precision": str(dtype)})
-        )
+        dtype = _of_rank_0(dtype, processes, device)
+        settings = {"train": asdict(config), "features": features.identity, "precision": str(dtype)}
         finished = processes.first and not overwrite and is_finished(folder, settings)
         if finished:
             say(f"{folder} is finished: nothing to train; --overwrite trains it anew")
         if not processes.agree(finished, device):
             torch.manual_seed(config.seed)
-            rows = features.rows("train")
-            start = find_start(config, features, [text for row in rows for text in features.captions[row]])
-            model = QFormer.from_weights(start.model, start.weights)
+            model, tokens = make_model(features, config)
             stage = None
             if config.epochs:
                 model = model.to(device)  # before the cached features take what is free there
-                cache = cached(features, rows, device, processes.count, say) if cache_on_device else None
-                batches = make_batches(features, config, start, device, processes, cache)
-                embedder = Embedder(model, start.tokens, device, dtype, config.max_text_length)
+                cache = None
+                if cache_on_device:
+                    cache = cached(features, features.rows("train"), device, processes.count, say)
+                batches = make_batches(features, config, tokens, device, processes, cache)
+                embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
                 stage = Stage1(features, config, embedder, batches, processes)
             if processes.first:
                 begin(folder, settings, overwrite)
-                start.tokens.save(folder / TOKENIZER)
+                tokens.save(folder / TOKENIZER)
             processes.agree(True, device)  # all ranks wait until the folder is ready
             state, total, steps_per_epoch = TrainState(), 0, 1.0
             if stage is not None:
@@ -145,7 +142,7 @@ def train(
                 Log(folder, 0, 0.0, 0, report, writer).close()
             if processes.first:
                 stopped = f"validation R@1 got no better, --patience {config.patience}" if state.step < total else None
-                sizes = asdict(start.model)
+                sizes = asdict(model.config)
                 finish(folder, 1, model, sizes, config, features, state, total, steps_per_epoch, stopped)
         processes.agree(True, device)  # all ranks wait for the manifest
         return result(folder)
@@ -172,10 +169,23 @@ def _check(features: Features, config: Stage1Config, processes: Processes) -> No
         )
 
 
+def _of_rank_0(dtype: torch.dtype, processes: Processes, device: torch.device) -> torch.dtype:
+    """Rank 0's precision, on all ranks: they measure one by one, and could choose differently."""
+    dtypes = list(DTYPES.values())
+    return dtypes[processes.number(dtypes.index(dtype), device)]
+
+
+def make_model(features: Features, config: Stage1Config) -> tuple[QFormer, Tokens]:
+    """The model that training starts with, and its tokenizer. It draws random numbers of PyTorch. Errors as of `find_start`."""
+    captions = [caption for row in features.rows("train") for caption in features.captions[row]]
+    start = find_start(config, features, captions)
+    return QFormer.from_weights(start.model, start.weights), start.tokens
+
+
 def make_batches(
     features: Features,
     config: Stage1Config,
-    start: Start,
+    tokens: Tokens,
     device: torch.device,
     processes: Processes,
     cache: Cache | None,
@@ -184,7 +194,7 @@ def make_batches(
     return Batches(
         features,
         features.rows("train"),
-        start.tokens,
+        tokens,
         batch_size=config.contrastive_batch or config.batch_size,
         captions_per_image=config.captions_per_image,
         matched_captions=config.matched_captions,

@@ -26,7 +26,7 @@ def test_a_buffer_is_taken_again_once_its_tensor_is_gone_and_never_before():
     where, part = first.data_ptr(), first[1:]
     assert first.shape == (3, 4)
     assert first.dtype == torch.float16
-    del first  # a part of it still lives
+    del first  # `part` still holds its memory
     second = memory.empty((3, 4), torch.float16)
     assert second.data_ptr() != where
     del part
@@ -105,13 +105,13 @@ def test_processes_share_the_batch_of_one(features, tokens, world_size):
     one = make(features, tokens, **options)
     ranks = [make(features, tokens, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
     for step in range(5):
-        whole, parts = one.batch(step), [batches.batch(step) for batches in ranks]
-        assert torch.equal(torch.cat([part.encoded["tokens"] for part in parts]), whole.encoded["tokens"])
-        for part in parts:  # the captions are everyone's, and each knows its own
-            assert captions_of(part) == captions_of(whole)
-            assert sum(part.texts_of) == len(whole.input_ids)
+        whole, shares = one.batch(step), [batches.batch(step) for batches in ranks]
+        assert torch.equal(torch.cat([share.encoded["tokens"] for share in shares]), whole.encoded["tokens"])
+        for share in shares:  # every process holds all captions, and knows its own
+            assert captions_of(share) == captions_of(whole)
+            assert sum(share.texts_of) == len(whole.input_ids)
         images, texts, matched = (
-            [list(range(*getattr(part.micro_batches[0], name).indices(99))) for part in parts]
+            [list(range(*getattr(share.micro_batches[0], name).indices(99))) for share in shares]
             for name in ("images", "texts", "matched")
         )
         assert list(chain(*images)) == list(range(6))
@@ -141,7 +141,7 @@ def test_too_few_images_are_refused(features, tokens):
 
 
 def test_each_epoch_takes_another_view(pictures, clip_folder, tokens, tmp_path):
-    """Over three epochs each image comes once as it is and once in either of its two views."""
+    """Over three epochs each image comes once plain and once in each of its two views."""
     features = run_extract(pictures, clip_folder, tmp_path / "features", views=2, seed=1)  # no two crops alike
     rows = features.rows("train")
     owners = {}

@@ -19,7 +19,7 @@ DEVICES = ["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("device", DEVICES)
 def test_cached_batches_equal_those_from_disk(pictures, clip_folder, tmp_path, device, codec):
-    """From host memory and from the device's, all views of them."""
+    """All views, from host memory and from the device's memory."""
     features = run_extract(pictures, clip_folder, tmp_path / "features", codec=codec, views=2, shard_size=7)
     rows = features.rows("train")
     tokens = Tokens.train([c for captions in features.captions for c in captions], 100)

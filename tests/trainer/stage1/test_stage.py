@@ -72,7 +72,7 @@ def test_a_run_is_replaced_only_by_one_that_can_start(features, tmp_path):
     with pytest.raises((ArtifactError, TrainingError, EncoderError)):
         train(features, run, replace(config, init=str(tmp_path / "typo")), CPU, overwrite=True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    again = train(features, run, replace(config, init=str(run)), CPU, overwrite=True)  # from itself
+    again = train(features, run, replace(config, init=str(run)), CPU, overwrite=True)  # starts from its own weights
     assert json.loads((run / "config.json").read_text())["train"]["init"] == str(run)
     assert again.steps == 3
 
@@ -117,7 +117,7 @@ def test_pictures_that_share_one_caption_train(features, tmp_path, monkeypatch):
 
 
 def test_a_killed_run_resumes_to_the_bit(features, tmp_path):
-    """SIGKILL at random moments, again and again: the same weights and the same log as a run left in peace."""
+    """Killed by SIGKILL at random moments, it ends with the weights and the log of a run that was left alone."""
     train(features, tmp_path / "calm", SMALL, CPU)
     code = (
         "import sys, json, torch; from pathlib import Path; torch.set_num_threads(1)\n"
@@ -241,7 +241,7 @@ def log_of(run):
 
 
 def interrupted_at(at):
-    """A report that ends training like Ctrl-C at the validation of a step."""
+    """A report that interrupts training, like Ctrl-C, at the validation of a step."""
 
     def report(line, total):
         if "split" in line and line["step"] >= at:
@@ -258,7 +258,7 @@ def small(bert_folder):
 
 @pytest.fixture(scope="module")
 def still(small):
-    """It validates more than once an epoch, and learns nothing: the first validation with all losses is the best."""
+    """A model that learns nothing, so that the first validation with all losses is the best. It validates more than once an epoch."""
     frozen = {"lr": 0.0, "min_lr": 0.0, "dropout": 0.0}
     return replace(small, **frozen, contrast_first=0.5, validate_every=2, checkpoint_every=3)
 
@@ -311,11 +311,11 @@ def test_patience_needs_validation_images(features, tmp_path, monkeypatch):
     [
         {"checkpoint_every": 2},
         {"validate_every": 2},
-        {},  # at the end
+        {},  # saved at the end only
     ],
 )
 def test_nothing_that_diverged_is_saved(features, small, tmp_path, change):
-    """Between the lines of the log, too: before checkpoints, before the best weights, and at the end."""
+    """Also between the lines of the log: training checks before checkpoints, before the best weights, and at the end."""
     rare = {"epochs": 2, "log_every": 100, "checkpoint_every": 100, "validate_every": 100}
     config = replace(small, **(rare | {"lr": 1e30, "warmup_steps": 0, "contrast_first": 0.0} | change))
     with pytest.raises(TrainingError, match="is not finite"):
@@ -388,7 +388,7 @@ def test_it_trains_on_every_device(features, tmp_path, device):
 
 
 def record_precision(run, name):
-    """Make an interrupted run one that another machine began, in another precision."""
+    """Change the precision that an interrupted run began in, as if another machine had begun it."""
     settings = json.loads((run / "config.json").read_text())
     assert settings["precision"] != f"torch.{name}"
     (run / "config.json").write_text(json.dumps(settings | {"precision": f"torch.{name}"}))

@@ -87,7 +87,7 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(
 
 
 def test_dropout_is_the_same_when_a_micro_batch_is_encoded_again(features, tokens, qformer):
-    """Otherwise the cached gradients would belong to other features."""
+    """If it were not, the cached gradients would belong to other features."""
     trained = QFormer(replace(qformer.config, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)).to(DEVICE)
     trained.load_state_dict(qformer.state_dict())
     stage, batch = Stage1Step(trained, token_dropout=0.5, seed=5).train(), batch_of(features, tokens, 3)

@@ -25,7 +25,7 @@ UNTRAINED = Stage1Config(epochs=0, precision="float32")
 
 @pytest.fixture(scope="module")
 def run(blip2_features, blip2_folder, tmp_path_factory):
-    """A run that has the weights of a BLIP-2 of Hugging Face, untrained."""
+    """A run with the weights of a Hugging Face BLIP-2, untrained."""
     folder = tmp_path_factory.mktemp("runs") / "blip2"
     summary = train(blip2_features, folder, replace(UNTRAINED, init=str(blip2_folder)), CPU)
     assert (summary.steps, summary.epochs, summary.loss, summary.best) == (0, 0.0, None, {})
@@ -33,7 +33,7 @@ def run(blip2_features, blip2_folder, tmp_path_factory):
 
 
 def hugging_face(folder):
-    """The folder through transformers' own loading, in evaluation mode; nothing missing, nothing left over."""
+    """The model that transformers loads from the folder, in evaluation mode, with no key missing or left over."""
     from transformers import Blip2ForImageTextRetrieval
 
     model, info = Blip2ForImageTextRetrieval.from_pretrained(folder, output_loading_info=True)
@@ -101,7 +101,7 @@ def test_lavis_and_back(run, trained, blip2_features, tmp_path):
         state = load_file(out if out.is_file() else out / "model.safetensors")
         assert {"temp", "ln_vision.weight", "vision_proj.bias", "Qformer.cls.predictions.bias"} <= state.keys()
         assert "Qformer.bert.encoder.layer.0.attention.self.query.weight" in state
-        again = QFormer.from_pretrained(out)  # heads that are not 64 wide are in the file, too
+        again = QFormer.from_pretrained(out)  # the file also holds the number of heads
         equal(again.state_dict(), load_file(source / "model.safetensors"))
         assert again.config == QFormer.from_pretrained(source).config
     start = find_start(Stage1Config(init=str(tmp_path / "blip2.safetensors")), blip2_features, [])

@@ -74,7 +74,7 @@ def test_a_captioning_blip2_has_no_text_side(tmp_path, caplog):
 
 @pytest.fixture(scope="module")
 def lavis(trained, tmp_path_factory):
-    """The trained run as LAVIS would have saved it, with a frozen encoder, buffers and tied weights: a .pth."""
+    """The trained run as a .pth of LAVIS, which also holds a frozen encoder, buffers and tied weights."""
     state = load_file(trained / "runs" / "stage1" / "model.safetensors")
     renamed = {LAVIS_NAMES.theirs(key): value for key, value in state.items()}
     assert {"query_tokens", "temp", "itm_head.weight", "ln_vision.bias"} <= renamed.keys()

@@ -33,7 +33,7 @@ def test_text_encoding_equals_the_bert_it_starts_from(features, bert_folder):
     assert model.config.vocab_size == len(tokens)
     bert = BertModel.from_pretrained(bert_folder).eval()
     input_ids, mask = tokens(["a red square", "the bar is blue"], 16)
-    # a Q-Former has no token types: BERT's constant type 0 is added to none of its embeddings
+    # a Q-Former has no token types, so remove BERT's
     bert.embeddings.token_type_embeddings.weight.data.zero_()
     expected = bert(input_ids=input_ids, attention_mask=mask).last_hidden_state
     real = mask.bool()
@@ -80,7 +80,7 @@ def test_starting_from_hugging_face(blip2_features, blip2_folder):
     assert torch.equal(model.state_dict()["query_tokens"], state["query_tokens"])
     assert torch.equal(model.post_layernorm.weight, state["vision_model.post_layernorm.weight"])
     assert (model.config.vocab_size, model.config.hidden_dropout_prob) == (len(tokens), 0.2)
-    # <image> has no embedding: it is read as words
+    # <image> has no embedding, so it is tokenised as words
     assert "<image>" not in tokens.tokenizer.get_vocab()
     assert max(tokens.ids(["<image> a red bar"], 16)[0]) < len(tokens)
 
@@ -114,10 +114,10 @@ def test_lavis_weights_need_a_tokenizer(blip2_features, bert_folder, tmp_path):
 
 
 def test_weights_of_blip2s_vocabulary_size_get_its_tokenizer(blip2_features, tmp_path, monkeypatch):
-    """With BLIP-2's number of words it is bert-base-uncased, here from the local cache of Hugging Face."""
+    """It is bert-base-uncased, here from the local cache of Hugging Face."""
     from huggingface_hub import constants
 
-    # what a model from the hub without tokenizer files would be, in tiny: 30,523 words
+    # a tiny model from the hub without tokenizer files, with BLIP-2's 30,523 words
     folder = tmp_path / "model"
     random_blip2("Blip2ForImageTextRetrieval", 30523).save_pretrained(folder)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
