@@ -7,10 +7,11 @@ import errno
 import inspect
 import io
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -58,7 +59,7 @@ def command(body: Callable[..., None]) -> Callable[..., None]:
     """Register a command under the name of its function. A parameter whose type is a dataclass stands for an option for each
     of its fields (see `pipeline/options.py`)."""
     given_as = inspect.signature(body).parameters.values()
-    bundles = {p.name: p.annotation for p in given_as if is_dataclass(p.annotation)}
+    bundles: dict[str, Any] = {p.name: p.annotation for p in given_as if is_dataclass(p.annotation)}
     options = [ranked for bundle in bundles.values() for ranked in _options(bundle)]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in given_as if p.name not in bundles]
     parameters += [parameter for _, parameter in sorted(options, key=lambda ranked: ranked[0])]
@@ -92,7 +93,7 @@ def _options(bundle: Any) -> Iterator[tuple[Panel, inspect.Parameter]]:
                 envvar=option.envvar,
             )
             default = inspect.Parameter.empty if field.default is MISSING else field.default
-            kind = Annotated[types[field.name], shown]
+            kind: Any = Annotated[types[field.name], shown]
             parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
             yield option.panel, parameter
 
@@ -164,7 +165,7 @@ def extract(
 
     folder = Workspace(at.workspace).features
     with Display(output.quiet) as display:
-        result = extract_source(source, read, encoder, options, on, folder, display.say, display.extracting)
+        result = extract_source(source, folder, encoder, read, options, on, display.say, display.extracting)
     emit(result, output)
 
 
@@ -289,7 +290,7 @@ def emit(result: "Result", output: OutputOptions, indent: int | None = 2) -> Non
     print(json.dumps(result.to_json(), indent=indent, ensure_ascii=False) if output.json else result)
 
 
-def emit_each(results: "dict[Path, Result]", output: OutputOptions) -> None:
+def emit_each(results: "Mapping[Path, Result]", output: OutputOptions) -> None:
     """Print the results of several artifacts; as JSON one object, keyed by path where there are several."""
     if output.json and len(results) > 1:
         print(
@@ -408,6 +409,13 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         raise
 
 
+class StderrHandler(logging.Handler):
+    """Prints the library's warnings on stderr, wherever it leads now: a live display redirects it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"qf: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
 def fail(message: str) -> None:
     print(f"qf: error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(1) from None
@@ -421,6 +429,7 @@ def main() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or PyTorch says what it thinks of parameters without use
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
+    logging.getLogger("qf").handlers = [StderrHandler()]
     debug = "--debug" in sys.argv  # anywhere, and no option of a command
     with one_line_errors(debug):
         app([argument for argument in sys.argv[1:] if argument != "--debug"])

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 class IndexedRun(Protocol):
     """What the index needs of a run: see `encode.query_encoder` and `encode.qformer.Run`."""
 
-    folder: Path
-    manifest: dict[str, Any]
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def manifest(self) -> dict[str, Any]: ...
 
     @property
     def per_image(self) -> int: ...

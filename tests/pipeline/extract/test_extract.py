@@ -15,8 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from qf.pipeline.artifacts import write_json
+from qf.pipeline.config import EncoderOptions, ExtractOptions
 from qf.pipeline.datasets.read import read
 from qf.pipeline.errors import ArtifactError, DatasetError
+from qf.pipeline.extract.extract import extract_source
+from qf.pipeline.extract.ledger import PLANNED
 from qf.pipeline.features.reader import Features
 
 from conftest import make_pictures, run_extract  # isort: skip
@@ -189,8 +193,8 @@ def test_what_cannot_fit_is_not_begun(tmp_path, clip_folder, disk):
     out = subprocess.run(command, capture_output=True, text=True)
     assert out.returncode == 1
     said = out.stderr.strip().splitlines()[-1]
-    assert said.startswith("qf: error: the features will weigh about 0.6 MB, and ")
-    assert "has 0.2 MB free; make room, choose another --workspace" in said
+    assert said.startswith("qf: error: the features need about 0.6 MB, and ")
+    assert "has 0.2 MB free; free some space, choose another --workspace" in said
     assert not list((folder / "features").glob("shard-*"))
     give_room()
     subprocess.run(command, capture_output=True, check=True)
@@ -291,7 +295,7 @@ def test_what_is_refused_destroys_nothing(tmp_path, pictures, clip_folder, monke
     run_extract(pictures, clip_folder, folder, codec="int8")  # not mixed with the plan that was refused
     before = files(folder)
     monkeypatch.setattr("qf.pipeline.extract.estimate.free_bytes", lambda folder: 0)
-    with pytest.raises(DatasetError, match="make room"):
+    with pytest.raises(DatasetError, match="free some space"):
         run_extract(pictures, clip_folder, folder, codec="float32", overwrite=True)
     assert files(folder) == before
     assert Features(folder).manifest["codec"] == "int8"
