@@ -25,7 +25,8 @@ from qf.pipeline.extract.ledger import REJECTS
 from qf.pipeline.features.arrow_shards import Block, schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, decode, encode
 from qf.pipeline.features.manifest import FEATURES
-from qf.pipeline.features.reader import ABOUT, Features
+from qf.pipeline.features.reader import Features
+from qf.pipeline.schema import RECORD_COLUMNS
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,7 +105,7 @@ def encode_again(features: Features, codec: str, folder: Path) -> None:
     def blocks(start: int, stop: int) -> Iterator[Block]:
         for first in range(start, stop, BATCH):
             numbers = np.arange(first, min(first + BATCH, stop))
-            some = features.table.slice(first, len(numbers)).select(ABOUT)
+            some = features.table.slice(first, len(numbers)).select(RECORD_COLUMNS)
             encoded = encode(codec, decode(features.read(numbers)))
             pooled = {} if features.pooled is None else {"pooled": features.pooled[numbers]}
             yield some.to_pydict() | {name: column.numpy() for name, column in encoded.items()} | pooled

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 # the raster formats that datasets come in; Pillow opens more, among them ones that start other programs (EPS: Ghostscript)
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, twice what it warns about
 MAX_BYTES = 256 * 2**20
 STRIP_PIXELS = 2**20  # converted at once
@@ -55,7 +55,7 @@ def load_image(source: Path | bytes) -> Image.Image:
     except IsADirectoryError as error:
         raise UnreadableImage("a folder, not a picture") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage(f"not an image that qf reads ({', '.join(FORMATS)})") from error
+        raise UnreadableImage(f"not an image that qf reads ({', '.join(IMAGE_FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes; none may end an extraction
@@ -66,7 +66,7 @@ def load_image(source: Path | bytes) -> Image.Image:
 
 def _decoded(source: Path | bytes) -> Image.Image:
     """The first frame, as stored. The size is checked in the header, before there are pixels."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImage(f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS} in all")
         image.load()

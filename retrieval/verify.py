@@ -14,9 +14,10 @@ from ..pipeline.errors import ArtifactError, QfError
 from ..pipeline.extract.ledger import REJECTS
 from ..pipeline.features.codecs import decode
 from ..pipeline.features.manifest import FEATURES
-from ..pipeline.features.reader import SPLITS, Features
+from ..pipeline.features.reader import Features
 from ..pipeline.formatting import counted, size
 from ..pipeline.results import Result
+from ..pipeline.schema import SPLITS
 from ..trainer.manifest import RUN
 from ..trainer.qformer import QFormer
 from .index.store import check_origin, open_index

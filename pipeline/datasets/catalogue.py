@@ -18,17 +18,15 @@ import pyarrow as pa
 
 from ..errors import DatasetError
 from ..formatting import encodable
+from ..schema import SPLITS, TYPES
 from .records import Record
-from .sources import ImageFile, ParquetCell, Source, TarSlice
+from .sources import ImageFile, ImageSource, ParquetCell, TarSlice
 from .spool import spool
 
 BATCH = 4096  # records in a batch of the file, the last one excepted
-SPLIT_NAMES = ("train", "val", "test")
-COLUMNS = pa.schema(
+CATALOGUE = pa.schema(
     [
-        ("key", pa.string()),
-        ("image", pa.string()),
-        ("captions", pa.list_(pa.string())),
+        *((name, TYPES[name]) for name in ("key", "image", "captions")),
         ("split", pa.int8()),
         ("problem", pa.string()),
         ("place", pa.int32()),  # folder, tar or Parquet column; -1: nowhere
@@ -64,7 +62,7 @@ class Catalogue(Sequence[Record]):
                 tally.add(rows)
                 yield batch
 
-        self._reader = spool(COLUMNS, batches())
+        self._reader = spool(CATALOGUE, batches())
         self._length = tally.length
         self._places_by_number = list(self._places)
         self._check_unique(hashes)
@@ -81,15 +79,15 @@ class Catalogue(Sequence[Record]):
             [row.key for row in rows],
             [row.image for row in rows],
             [row.captions for row in rows],
-            [SPLIT_NAMES.index(row.split) for row in rows],
+            [SPLITS.index(row.split) for row in rows],
             [row.problem for row in rows],
             [-1 if place is None else self._places.setdefault(place, len(self._places)) for place, _, _, _ in packed],
             [name for _, name, _, _ in packed],
             [start for _, _, start, _ in packed],
             [extent for _, _, _, extent in packed],
         ]
-        arrays = [pa.array(values, field.type) for values, field in zip(columns, COLUMNS, strict=True)]
-        return pa.record_batch(arrays, schema=COLUMNS)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, CATALOGUE, strict=True)]
+        return pa.record_batch(arrays, schema=CATALOGUE)
 
     def _check_unique(self, hashes: list[np.ndarray]) -> None:
         """Keys whose hashes meet are compared themselves."""
@@ -139,7 +137,7 @@ class Catalogue(Sequence[Record]):
                 source = None
                 if place >= 0:
                     source = _unpack(self._places_by_number[place], image if name is None else name, offset, extent)
-                named = SPLIT_NAMES[split] if self._draw is None else self._draw(key)
+                named = SPLITS[split] if self._draw is None else self._draw(key)
                 yield Record(key, image, source, tuple(captions), named, problem)
             start += len(batch)
 
@@ -149,8 +147,8 @@ class _Tally:
 
     def __init__(self) -> None:
         self.length = 0
-        self.splits = dict.fromkeys(SPLIT_NAMES, 0)
-        self.captions = dict.fromkeys(SPLIT_NAMES, 0)
+        self.splits = dict.fromkeys(SPLITS, 0)
+        self.captions = dict.fromkeys(SPLITS, 0)
         self.first_problem = ""
         self._digest = hashlib.sha256(b"[")
 
@@ -183,7 +181,7 @@ def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
     return None, None, 0, 0
 
 
-def _unpack(place: Place, name: str, start: int, extent: int) -> Source:
+def _unpack(place: Place, name: str, start: int, extent: int) -> ImageSource:
     kind, path, column = place
     if kind is ImageFile:
         return ImageFile(path, name)

@@ -16,8 +16,9 @@ import pyarrow as pa
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import encodable
-from .records import CAPTION_NAMES, SPLITS, Record, image_folder, split_in_path, split_of, texts
-from .sources import ImageFile, ParquetCell, Source
+from ..schema import TYPES
+from .records import CAPTION_NAMES, SPLIT_ALIASES, Record, image_folder, split_in_path, split_of, texts
+from .sources import ImageFile, ImageSource, ParquetCell
 from .spool import spool
 
 IMAGE_COLUMNS = (
@@ -28,10 +29,7 @@ SPLIT_COLUMNS = ("split", "subset")
 KEY_COLUMNS = ("key",)
 ROWS = pa.schema(
     [
-        ("image", pa.string()),  # the image's name; null: none
-        ("captions", pa.list_(pa.string())),
-        ("split", pa.string()),
-        ("key", pa.string()),
+        *((name, TYPES[name]) for name in ("image", "captions", "split", "key")),  # no image: null
         ("file", pa.int32()),  # which of the table's files holds the picture; null: none
         ("group", pa.int32()),  # row group in it
         ("at", pa.int64()),  # row in the row group
@@ -41,7 +39,7 @@ BATCH = 4096  # images made records at once
 
 
 @dataclass(frozen=True)
-class Columns:
+class TableColumns:
     """The columns of a table that are used, by their names."""
 
     image: str
@@ -50,7 +48,7 @@ class Columns:
     key: str | None
 
     @classmethod
-    def choose(cls, names: Sequence[str], options: ReadOptions, path: Path) -> "Columns":
+    def choose(cls, names: Sequence[str], options: ReadOptions, path: Path) -> "TableColumns":
         """As the options say, or the first of the usual names that is there, whatever its case. Several captions an
         image may stand in numbered columns (`caption_0`, `caption_1` …)."""
         image = _pick(names, options.image_column, IMAGE_COLUMNS, "--image-column", path)
@@ -204,10 +202,12 @@ def _records(
         captions = tuple(text for _, row in every for text in row[1])
         problem = "" if captions else "no caption"
         named = (row[2].strip() for _, row in every if row[2] and row[2].strip())
-        splits = sorted({SPLITS.get(name.lower(), name) for name in named})
+        splits = sorted({SPLIT_ALIASES.get(name.lower(), name) for name in named})
         if len(splits) > 1 and not options.redraw_splits:
             problem = f"its rows are in several splits: {', '.join(splits)}"
-        source: Source = ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
+        source: ImageSource = (
+            ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
+        )
         key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
         split = next(iter(splits), None)
         if split is None and file is None:

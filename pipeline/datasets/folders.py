@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..config import ReadOptions
 from ..formatting import printable
-from .records import IMAGE_SUFFIXES, SPLITS, Record, split_in_path, split_of, texts
+from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, split_in_path, split_of, texts
 from .sources import ImageFile
 from .tables import TABLES, read_table
 
@@ -23,7 +23,7 @@ def metadata_of(folder: Path) -> list[Path]:
     """The `metadata.*` in the folder, or those of its `train`, `validation`, `test` folders."""
     if found := _metadata(folder):
         return [found]
-    parts = sorted(part for part in folder.iterdir() if part.is_dir() and part.name.lower() in SPLITS)
+    parts = sorted(part for part in folder.iterdir() if part.is_dir() and part.name.lower() in SPLIT_ALIASES)
     return [table for part in parts if (table := _metadata(part))]
 
 

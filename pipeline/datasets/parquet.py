@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import printable
-from .columns import Columns, Rows, grouped_records, image_name
+from .columns import Rows, TableColumns, grouped_records, image_name
 from .records import Record, splits_in_names
 from .sources import column_cells, open_parquet
 
@@ -26,7 +26,7 @@ def read_parquet(paths: Sequence[Path], options: ReadOptions, split: str | None 
     the files' names tell (`train-00000-of-00002.parquet`, `train/0000.parquet`), which start at their common folder."""
     with _readable(paths[0]):
         first = pq.read_schema(paths[0])
-    columns = Columns.choose(first.names, options, paths[0])
+    columns = TableColumns.choose(first.names, options, paths[0])
     leaf = _leaf(first, columns.image, paths[0])
     top = os.path.commonpath([path.absolute().parent for path in paths])
     names = [printable(os.path.relpath(path, top)) for path in paths]
@@ -81,7 +81,7 @@ def _is_bytes(kind: pa.DataType, or_null: bool = False) -> bool:
 
 
 def _batches(
-    number: int, path: Path, name: str, split: str | None, columns: Columns, leaf: str
+    number: int, path: Path, name: str, split: str | None, columns: TableColumns, leaf: str
 ) -> Iterator[pa.RecordBatch]:
     with _readable(path), open_parquet(path) as file:
         schema = file.schema_arrow

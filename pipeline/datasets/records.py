@@ -10,9 +10,9 @@ from typing import Any
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import encodable
-from .sources import Source
+from .sources import ImageSource
 
-SPLITS = {
+SPLIT_ALIASES = {
     "train": "train", "training": "train", "restval": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -33,7 +33,7 @@ class Record:
 
     key: str
     image: str  # as the dataset names it
-    source: Source | None  # None only with a problem
+    source: ImageSource | None  # None only with a problem
     captions: tuple[str, ...]
     split: str
     problem: str = ""
@@ -42,9 +42,9 @@ class Record:
 def split_of(key: str, named: str | None, options: ReadOptions) -> str:
     """The split that the data names, or one drawn by a hash of the key: the same for ever, whatever else is there."""
     if named and named.strip() and not options.redraw_splits:
-        if named.strip().lower() not in SPLITS:
+        if named.strip().lower() not in SPLIT_ALIASES:
             raise DatasetError(f"split {named!r} of {key} is not train, val or test; choose another --split-column")
-        return SPLITS[named.strip().lower()]
+        return SPLIT_ALIASES[named.strip().lower()]
     draw = int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8]) / 2**64
     if draw < options.test_fraction:
         return "test"
@@ -54,14 +54,16 @@ def split_of(key: str, named: str | None, options: ReadOptions) -> str:
 def split_in_path(name: str) -> str | None:
     """The split that the first folder of a relative path names, as in `train/a.jpg`."""
     first, *more = PurePosixPath(name).parts or ("",)
-    return SPLITS.get(first.lower()) if more else None
+    return SPLIT_ALIASES.get(first.lower()) if more else None
 
 
 def splits_in_names(names: Sequence[str]) -> list[str | None]:
     """The split that each name tells, as in `train-00000-of-00002.parquet`, `captions_val2017.json`, `test/00001.tar`.
 
     Where a name tells none, there are None for all."""
-    found = [{SPLITS[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLITS} for name in names]
+    found = [
+        {SPLIT_ALIASES[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLIT_ALIASES} for name in names
+    ]
     if any(len(splits) != 1 for splits in found):
         return [None] * len(names)
     return [splits.pop() for splits in found]

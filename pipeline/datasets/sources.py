@@ -51,11 +51,11 @@ class ParquetCell:
     row: int
 
 
-Source = ImageFile | TarSlice | ParquetCell
-Fetched = Source | Path | bytes | UnreadableImage | None
+ImageSource = ImageFile | TarSlice | ParquetCell
+Fetched = ImageSource | Path | bytes | UnreadableImage | None
 
 
-def fetch(source: Source | None) -> Fetched:
+def fetch(source: ImageSource | None) -> Fetched:
     """What `load` takes in any thread, at any time. Cells of Parquet files are read here, or fail: their pages can only be
     read forwards, so that one thread must ask for them in their order."""
     if not isinstance(source, ParquetCell):

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from .columns import Columns, Rows, grouped_records
+from .columns import Rows, TableColumns, grouped_records
 from .parquet import read_parquet
 from .records import Record
 from .rows import csv_rows, json_lines
@@ -38,7 +38,7 @@ def read_rows(
     if not first:
         raise DatasetError(f"{path} holds no records; a dataset needs at least one image with a caption")
     names = header or list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row))
-    columns = Columns.choose(names, options, path)
+    columns = TableColumns.choose(names, options, path)
 
     def batches() -> Iterator[pa.RecordBatch]:
         every = chain(first, rows)

@@ -16,7 +16,7 @@ from ..formatting import counted, printable
 from ..tar_format import REGULAR, DamagedTar, Member, tar_members
 from .folders import MAX_SIDECAR, json_captions, text_captions
 from .records import IMAGE_SUFFIXES, Record, split_of, splits_in_names
-from .sources import Source, TarSlice
+from .sources import ImageSource, TarSlice
 
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
@@ -26,7 +26,7 @@ class _Sample:
     name: str
     image: str = ""
     image_suffix: str = ""
-    source: Source | None = None
+    source: ImageSource | None = None
     json: bytes | None = None
     text: bytes | None = None
     problems: list[str] = field(default_factory=list)

@@ -25,10 +25,11 @@ from ..datasets.sources import Fetched, fetch, load
 from ..device import EncoderStreams
 from ..encoders.identity import FrozenEncoder
 from ..encoders.views import View, draw_view
-from ..features.arrow_shards import VIEW, Block
+from ..features.arrow_shards import Block
 from ..features.codecs import check, encode, largest
 from ..images import UnreadableImage, load_image, thumbnail
 from ..prefetch import map_ahead
+from ..schema import RECORD_COLUMNS, VIEW
 from .ledger import Reject
 
 
@@ -105,9 +106,7 @@ class Stream:
             yield part
 
     def _decode(self, opened: _Opened) -> _Decoded:
-        rows: dict[str, list[Any]] = {
-            name: [] for name in ("key", "split", "image", "captions", "thumbnail", "width", "height", "views")
-        }
+        rows: dict[str, list[Any]] = {name: [] for name in (*RECORD_COLUMNS, "views")}
         pixels: list[np.ndarray] = []
         more: list[np.ndarray] = []
         rejects: list[Reject] = []

@@ -1,7 +1,7 @@
 """A shard as an uncompressed Arrow IPC file, which plain pyarrow memory-maps.
 
-Every column of token features (codecs.py) is an `arrow.fixed_shape_tensor`. Augmented views of a record, where there are some,
-lie in lists beside it: `views` says how each was cut out, `view_tokens` and the like hold what the encoder made of it."""
+Every column of token features (codecs.py) is an `arrow.fixed_shape_tensor`. Augmented views of a record lie in lists beside it:
+`views` holds how each was cut out, `view_tokens` and the like hold their features."""
 
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -13,39 +13,25 @@ import pyarrow as pa
 
 from ..artifacts import Sink
 from ..errors import ArtifactError
-from .codecs import Columns
+from ..schema import LEADING, TRAILING, VIEW, VIEWS
+from .codecs import TokenColumns
 
 # Rows in columns: a list, or an array (n, *shape). `views` holds a list of dicts a row; the columns `view_*` are arrays
 # (views of all rows, *shape), in the order of the rows.
 Block = Mapping[str, Any]
 
-VIEW = "view_"  # what the column of a codec is called for views
-VIEWS = pa.list_(
-    pa.struct(
-        [
-            *((name, pa.int32()) for name in ("left", "top", "right", "bottom")),  # pixels of the upright original
-            ("flip", pa.bool_()),
-        ]
-    )
-)
 
-
-def schema(encoded: Columns, joint: int | None, views: bool) -> pa.Schema:
+def schema(encoded: TokenColumns, joint: int | None, views: bool) -> pa.Schema:
     """The columns of a shard: `encoded` are the codec's, `joint` is the width of `pooled`, if there is one."""
     tensors = {name: pa.fixed_shape_tensor(_arrow_type(dtype), shape) for name, (dtype, shape) in encoded.items()}
     fields = [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("image", pa.string()),
-        pa.field("captions", pa.list_(pa.string())),
+        *(column.field for column in LEADING),
         *(pa.field(name, tensor) for name, tensor in tensors.items()),
         *([pa.field("pooled", pa.fixed_shape_tensor(pa.float32(), [joint]))] if joint else []),
-        pa.field("thumbnail", pa.binary()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
+        *(column.field for column in TRAILING),
     ]
     if views:
-        fields += [pa.field("views", VIEWS), *(pa.field(VIEW + name, pa.list_(t)) for name, t in tensors.items())]
+        fields += [VIEWS.field, *(pa.field(VIEW + name, pa.list_(t)) for name, t in tensors.items())]
     return pa.schema(fields)
 
 
@@ -85,7 +71,7 @@ class ArrowShard:
 
     `offsets`: column -> (n,) int64; of the column VIEW + name where the first of a row's views does."""
 
-    def __init__(self, path: Path, encoded: Columns) -> None:
+    def __init__(self, path: Path, encoded: TokenColumns) -> None:
         """ArtifactError if it is no Arrow file, or a compressed one."""
         try:
             with pa.memory_map(str(path)) as source:

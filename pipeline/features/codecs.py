@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from ..errors import EncoderError
 
 Encoded = dict[str, Tensor]  # column -> (B, *shape of a record), the type on disk
-Columns = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # column -> type, shape of a record
+TokenColumns = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # column -> type, shape of a record
 
 GROUP = 64  # channels of a token that share a scale, in int4
 PIECE = 2**20  # values quantised at once: the work beside the result stays small and near the cache, whatever the batch
@@ -53,7 +53,7 @@ LIMITS = {
 CODECS = tuple(LIMITS)
 
 
-def columns(codec: str, tokens: int, width: int) -> Columns:
+def columns(codec: str, tokens: int, width: int) -> TokenColumns:
     """What a record of (T, W) features has on disk."""
     if codec in ("float16", "float32"):
         return {"tokens": (getattr(torch, codec), (tokens, width))}
@@ -90,7 +90,7 @@ def encode(codec: str, image_embeds: Tensor) -> Encoded:
 
 
 def decode(encoded: Encoded) -> Tensor:
-    """Columns -> image_embeds (B, T, W) float32, on whatever device they are. The type of `tokens` tells the codec."""
+    """TokenColumns -> image_embeds (B, T, W) float32, on whatever device they are. The type of `tokens` tells the codec."""
     tokens = encoded["tokens"]
     if tokens.dtype.is_floating_point:
         return tokens.float()

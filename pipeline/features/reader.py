@@ -14,25 +14,26 @@ import torch
 
 from ..artifacts import read_manifest, sha256_json, without
 from ..errors import ArtifactError
-from .arrow_shards import VIEW, ArrowShard
-from .codecs import Columns, Encoded, columns
+from ..schema import RECORD_COLUMNS, VIEW
+from .arrow_shards import ArrowShard
+from .codecs import Encoded, TokenColumns, columns
 from .manifest import FEATURES
 from .tar_shards import TarShard
-
-SPLITS = ("train", "val", "test")
-ABOUT = ("key", "split", "image", "captions", "thumbnail", "width", "height")
 
 
 class Shard(Protocol):
     """A shard that has been opened."""
 
-    table: pa.Table  # ABOUT, and `views` where there are some; maybe more
+    table: pa.Table  # RECORD_COLUMNS, and `views` where there are some; maybe more
     memory: np.ndarray  # (bytes of the file,) uint8, memory-mapped
     offsets: dict[str, np.ndarray]  # column -> (n,) int64: where in `memory` a row's values begin, or its views' (VIEW)
 
 
 Empty = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]  # memory for a shape and a type
-READERS: dict[str, Callable[[Path, Columns], Shard]] = {".arrow": ArrowShard, ".tar": TarShard}  # by the file's suffix
+READERS: dict[str, Callable[[Path, TokenColumns], Shard]] = {
+    ".arrow": ArrowShard,
+    ".tar": TarShard,
+}  # by the file's suffix
 
 
 def empty_array(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -56,7 +57,7 @@ class Features:
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise ArtifactError(f"{path} is missing or damaged; extract again with --overwrite")
             self._shards.append(READERS[path.suffix](path, self.columns))
-        about = [*ABOUT, "views"] if self.views else ABOUT
+        about = [*RECORD_COLUMNS, "views"] if self.views else RECORD_COLUMNS
         self.table = pa.concat_tables([shard.table.select(about) for shard in self._shards])
         self._starts = np.cumsum([0, *(len(shard.table) for shard in self._shards)])
         names = [*self.columns, *["pooled"] * bool(self.encoder["joint"])]

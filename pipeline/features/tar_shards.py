@@ -27,11 +27,11 @@ import pyarrow as pa
 from ..artifacts import Sink
 from ..errors import ArtifactError
 from ..formatting import printable
+from ..schema import JSON_COLUMNS, VIEW
 from ..tar_format import BLOCK, DamagedTar, Member, tar_members
-from .arrow_shards import VIEW, Block, schema
-from .codecs import Columns
+from .arrow_shards import Block, schema
+from .codecs import TokenColumns
 
-ABOUT = ("key", "split", "image", "captions", "width", "height")  # what the JSON holds
 NPY_HEADER = 128  # bytes; data stays aligned as far as a tar aligns it
 
 # What a name cannot hold: a dot ends the key, "/" at an end or twice is no path, webdataset skips "__…__/"
@@ -61,13 +61,13 @@ def write_tar_shard(file: Sink, blocks: Iterable[Block]) -> int:
 
 def _members(block: Block) -> Iterator[tuple[str, bytes]]:
     """The names and bytes of a block's members, row by row."""
-    no_arrays = (*ABOUT, "thumbnail", "views")
+    no_arrays = (*JSON_COLUMNS, "thumbnail", "views")
     arrays = [name for name in block if name not in no_arrays and not name.startswith(VIEW) and block[name] is not None]
     arrays.sort(key=lambda name: name != "pooled")
     first = 0  # the row's first view among the block's
     for row, key in enumerate(block["key"]):
         name = member_name(key)
-        about = {column: block[column][row] for column in ABOUT}
+        about = {column: block[column][row] for column in JSON_COLUMNS}
         about.update(width=int(about["width"]), height=int(about["height"]), captions=list(about["captions"]))
         views = block["views"][row] if block.get("views") else []
         if views:
@@ -102,7 +102,7 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 class TarShard:
     """A shard, memory-mapped: `table`, `memory` and `offsets` as an ArrowShard has them."""
 
-    def __init__(self, path: Path, encoded: Columns) -> None:
+    def __init__(self, path: Path, encoded: TokenColumns) -> None:
         """ArtifactError if it is no tar, or not one that `write_tar_shard` wrote."""
         self._types = {name: (np.dtype(str(d).removeprefix("torch.")), shape) for name, (d, shape) in encoded.items()}
         self._found = {name: array("q") for name in ("pooled", *encoded, *(VIEW + name for name in encoded))}
@@ -123,7 +123,7 @@ class TarShard:
             raise ArtifactError(f"{path} is damaged ({error}); extract again with --overwrite") from error
         self.offsets = {name: np.array(found, np.int64) for name, found in self._found.items()}
 
-    def _read(self, tar: int, mapped: pa.Buffer, encoded: Columns) -> pa.Table:
+    def _read(self, tar: int, mapped: pa.Buffer, encoded: TokenColumns) -> pa.Table:
         """Note where every array is; returns what else there is in the rows."""
         arrays: list[str] = []  # of a row without views
         rows: list[dict[str, Any]] = []
@@ -150,7 +150,7 @@ class TarShard:
                 at = self._data(members[VIEW + column], dtype, (len(views), *shape)) if views else -1
                 self._found[VIEW + column].append(at)
             rows.append(about)
-        fields = [field for field in schema(encoded, None, views=True) if field.name in (*ABOUT, "views")]
+        fields = [field for field in schema(encoded, None, views=True) if field.name in (*JSON_COLUMNS, "views")]
         columns = [pa.array([about[field.name] for about in rows], field.type) for field in fields]
         table = pa.table(columns, schema=pa.schema(fields))
         return table.append_column("thumbnail", pa.chunked_array(thumbnails, pa.binary()))

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ...pipeline.artifacts import MANIFEST, atomic_file, described, locked, read_manifest, write_manifest
 from ...pipeline.errors import ArtifactError
+from ...pipeline.schema import INDEX_COLUMNS
 from .manifest import INDEX
 from .vectors import flat, import_faiss
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 REBUILD = "rebuild it with `qf index`"
 FILES = ("images.faiss", "texts.faiss", "rows.arrow")
-COLUMNS = ("key", "split", "image", "captions", "thumbnail")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Index:
     images: Any  # faiss index of N * per_image vectors
     texts: Any | None  # faiss index of M vectors
     per_image: int
-    rows: pa.Table  # COLUMNS, row for row as in the features
+    rows: pa.Table  # INDEX_COLUMNS, row for row as in the features
     text_rows: np.ndarray  # (M,) position in `rows` of each text's image
     captions: Sequence[str]  # (M,)
     manifest: dict[str, Any]
@@ -51,7 +51,7 @@ def make_index(features: "Features", images: np.ndarray, texts: np.ndarray | Non
         flat(images.reshape(-1, images.shape[-1])),
         None if texts is None else flat(texts),
         per_image,
-        features.table.select(COLUMNS),
+        features.table.select(INDEX_COLUMNS),
         *_texts(features.captions),
         manifest,
     )

@@ -12,11 +12,12 @@ from qf.pipeline.artifacts import read_manifest
 from qf.pipeline.config import ComputeOptions
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.reader import Features
+from qf.pipeline.schema import INDEX_COLUMNS
 from qf.pipeline.workspace import Workspace
 from qf.retrieval.encode.joint_space import JointSpace
 from qf.retrieval.encode.qformer import check_features, open_run
 from qf.retrieval.index.manifest import INDEX
-from qf.retrieval.index.store import COLUMNS, make_index, open_index
+from qf.retrieval.index.store import make_index, open_index
 from qf.retrieval.search import Ranking
 from qf.retrieval.searcher import Searcher, open_searcher
 from qf.retrieval.verify import verify
@@ -56,7 +57,7 @@ def test_thumbnails_may_weigh_more_than_2_gib():
         data[:3] = number
         binary = pa.Array.from_buffers(pa.binary(), 2, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
         names = [f"{number}a", f"{number}b"]
-        return pa.table([names, ["val"] * 2, names, [["x"], ["y"]], binary], list(COLUMNS))
+        return pa.table([names, ["val"] * 2, names, [["x"], ["y"]], binary], list(INDEX_COLUMNS))
 
     table = pa.concat_tables([shard(number) for number in range(3)])
     features = SimpleNamespace(table=table, captions=table.column("captions").to_pylist(), encoder={})
