@@ -1,10 +1,10 @@
-"""The Q-Former of BLIP-2 (Li et al. 2023): queries and text share self-attention, queries look at the image.
+"""The Q-Former of BLIP-2 (Li et al. 2023): queries and text share self-attention, queries attend to the image.
 
 Letters: B images, T tokens of an image, W encoder width, Q queries, L text length, M texts, N image-text pairs,
 D hidden width, H heads, E shared space, V vocabulary, S tokens of all sequences of a pass together.
 
-Module and parameter names are those of transformers' Blip2ForImageTextRetrieval wherever it has the part. Everything that
-depends on the image alone is computed once, in `encode_image`, and reused by matching and generation."""
+Module and parameter names follow transformers' Blip2ForImageTextRetrieval wherever it has the same part. Everything that depends on
+the image alone is computed once, in `encode_image`, and reused by matching and generation. packing.py lays sequences end to end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

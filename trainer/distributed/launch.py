@@ -12,7 +12,7 @@ from typing import IO
 
 from ...pipeline.errors import TrainingError
 
-POLL = 0.2  # seconds between looks at the processes
+POLL = 0.2  # seconds between checks of the processes
 GRACE = 3.0  # seconds for rank 0 to fail by itself, when another rank has failed
 
 
