@@ -75,7 +75,9 @@ def make_features(
                 count = write_tar_shard(sink, blocks())
         shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": ""})
     encoder = {"tokens": tokens, "width": width, "joint": None}
-    write_manifest(folder, FEATURES, {"encoder": encoder, "codec": codec, "views": 0, "shards": shards})
+    counts = {"records": images, "captions": images * CAPTIONS, "rejected": 0, "splits": {"train": images}}
+    about = {"encoder": encoder, "source": {}, "codec": codec, "format": format, "views": 0}
+    write_manifest(folder, FEATURES, {**about, **counts, "shards": shards})
     return Features(folder)
 
 

@@ -22,6 +22,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -163,10 +164,16 @@ def captions_of(file: Path | None, images: int) -> list[str]:
         return [row["caption"] for row in csv.DictReader(lines)][: images * EACH]
 
 
+@cache
+def vocabulary(file: Path | None, images: int, vocab_size: int) -> tuple[list[str], Tokens]:
+    """The captions of `images` pictures, and a tokenizer trained on them."""
+    texts = captions_of(file, images)
+    return texts, Tokens.train(texts, vocab_size)
+
+
 def make_batch(arguments: argparse.Namespace, images: int, captions: int, device: torch.device) -> Batch:
     """Random features of `images` images and the first `captions` real captions of each."""
-    texts = captions_of(arguments.captions_file, max(images, 1000))  # the vocabulary is learnt from a thousand pictures
-    tokens = Tokens.train(texts, VOCABULARY)
+    texts, tokens = vocabulary(arguments.captions_file, max(images, 1000), arguments.vocab_size)
     chosen = [texts[image * EACH + n] for image in range(images) for n in range(captions)]
     input_ids, attention_mask = tokens(chosen, PADDED)
     draw = torch.Generator().manual_seed(0)
@@ -177,7 +184,7 @@ def make_batch(arguments: argparse.Namespace, images: int, captions: int, device
 
 def model_config(arguments: argparse.Namespace, dropout: float) -> QFormerConfig:
     return QFormerConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=arguments.vocab_size,
         encoder_hidden_size=arguments.width,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
@@ -216,8 +223,10 @@ def compare(arguments: argparse.Namespace, captions: int) -> dict[str, float]:
     return {name: float(f"{value:.1e}") for name, value in found.items()}
 
 
-def make_step(name: str, arguments: argparse.Namespace, captions: int, device: torch.device) -> Callable[[], None]:
-    """One step of `qf` or `plain`, or the forward pass of `encoder` over a batch of images."""
+def make_step(
+    name: str, arguments: argparse.Namespace, captions: int, device: torch.device, compiled: bool = False
+) -> Callable[[], None]:
+    """One step of `qf` or `plain`, or the forward pass of `encoder` over a batch of images. `compiled`: qf with --compile."""
     torch.manual_seed(0)
     dtype = resolve_precision(arguments.precision, device)
     if name == "encoder":
@@ -228,6 +237,8 @@ def make_step(name: str, arguments: argparse.Namespace, captions: int, device: t
     batch = make_batch(arguments, arguments.batch_size, captions, device)
     config = model_config(arguments, 0.1)
     model = (QFormer(config) if name == "qf" else Plain(config)).to(device).train()
+    if compiled and isinstance(model, QFormer):
+        model.compile_blocks()
     if name == "plain":
         batch = as_pairs(batch)
     optimizer = torch.optim.AdamW(model.parameters(), **RATES, fused=True)
@@ -340,6 +351,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="of each kind, after one to warm up")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--vocab-size", type=int, default=VOCABULARY)
     parser.add_argument("--no-encoder", action="store_true", help="leave the frozen encoder's forward pass out")
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)

@@ -70,7 +70,7 @@ def clip_folder(tmp_path_factory) -> Path:
         "intermediate_size": 64,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
-    }  # a tower's own projection_dim, here the default, is not what CLIPModel heeds
+    }  # CLIPModel takes projection_dim from here, not from its parts
     text = {
         "vocab_size": len(words),
         "max_position_embeddings": 16,

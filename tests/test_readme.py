@@ -15,9 +15,15 @@ COMMANDS = typer.main.get_command(app).commands
 COMMAND_LINES = sorted({line for text in READMES.values() for line in re.findall(r"^qf [a-z].*$", text, re.M)})
 
 
+def blocks(text: str, language: str = "") -> list[str]:
+    """The code blocks of a language."""
+    parts = re.split(r"^```(\w*)\n", text, flags=re.M)  # text, language, code, "", text …
+    return [code for name, code in zip(parts[1::4], parts[2::4], strict=True) if name == language]
+
+
 def tree(text: str) -> list[str]:
     """The files that the last code block of a README names, in their order: `a.py`, `wing/b.py`."""
-    block = re.findall(r"```\n(.*?)```", text, re.S)[-1]
+    block = blocks(text)[-1]
     named, wing = [], ""
     for line in block.splitlines():
         name = line.split()[0]
@@ -33,7 +39,7 @@ def test_the_readme_is_short():
 
 
 def test_the_tree_of_the_readme_has_a_line_for_every_folder():
-    block = next(block for block in re.findall(r"```\n(.*?)```", READMES[""], re.S) if block.startswith("cli.py"))
+    block = next(block for block in blocks(READMES[""]) if block.startswith("cli.py"))
     named = {line.split()[0].strip("/") for line in block.splitlines()}
     assert named >= {"data", *FOLDERS, "tests", "benchmarks"}
     for folder in FOLDERS:
@@ -77,7 +83,7 @@ def test_every_command_is_described():
 
 
 def test_the_python_example_runs_as_it_stands(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", READMES[""], re.S)
+    (code,) = blocks(READMES[""], "python")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "loss_itc" in done.stdout

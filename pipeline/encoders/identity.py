@@ -20,6 +20,17 @@ from .preprocessing import Preprocessing
 
 BUILTIN = Path(__file__).resolve().parents[2] / "data" / "clip"
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
+# the fields of an identity that must be equal, by purpose
+WEIGHTS = ("sha256",)  # to use another part of the same model
+SAME_INPUT = ("sha256", "preprocessing")  # to encode a query picture as the dataset was
+SAME_FEATURES = (
+    "sha256",
+    "layer",
+    "preprocessing",
+    "tokens",
+    "width",
+)  # to read features that a run was not trained on
+NAMES = {"sha256": "weights have", "preprocessing": "preprocessing has"}  # for messages
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data")
 
 
@@ -88,6 +99,25 @@ def read_processor(folder: Path) -> dict[str, Any]:
     nested = folder / "processor_config.json"
     config = read_config(nested).get("image_processor") if nested.is_file() else None
     return config or read_config(folder / "preprocessor_config.json")
+
+
+def first_difference(recorded: dict[str, Any], now: dict[str, Any], fields: Sequence[str]) -> str | None:
+    """The first of the fields in which two identities differ, or None."""
+    return next((name for name in fields if recorded[name] != now[name]), None)
+
+
+def check_unchanged(recorded: dict[str, Any], now: dict[str, Any], fields: Sequence[str]) -> None:
+    """EncoderError if the encoder `now` differs in one of the fields from the one `recorded` with the features."""
+    if changed := first_difference(recorded, now, fields):
+        raise EncoderError(
+            f"encoder {recorded['id']} is no longer the one that made the features: its {NAMES[changed]} changed; restore it, "
+            "or extract again with --overwrite"
+        )
+
+
+def check_weights(recorded: dict[str, Any], folder: Path) -> None:
+    """EncoderError if the weights in the encoder's `folder` are not those that made the features."""
+    check_unchanged(recorded, {"sha256": weights_sha256(folder)}, WEIGHTS)
 
 
 def weights_sha256(folder: Path) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import EncoderError, QfError
+from ..errors import QfError
 from ..images import UnreadableImage, load_image
+from .identity import SAME_INPUT, check_unchanged
 from .load import load_encoder
 
 
@@ -33,10 +34,6 @@ def encode_picture(file: Path, identity: dict[str, Any], device: torch.device) -
         raise QfError(f"{file}: {error}; give another picture") from error
     encoder = load_encoder(identity["id"], device, torch.float32, identity["layer"])
     now = json.loads(json.dumps(encoder.identity))  # as a manifest has it
-    if (now["sha256"], now["preprocessing"]) != (identity["sha256"], identity["preprocessing"]):
-        raise EncoderError(
-            f"encoder {identity['id']} is no longer the one that made the features, or prepares pictures otherwise; restore it, or "
-            "extract again with --overwrite"
-        )
+    check_unchanged(identity, now, SAME_INPUT)
     pixels = encoder.preprocessing(image)
     return Picture(str(file), pixels, *encoder.encode(pixels[None]))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ..errors import EncoderError, first_line
-from .identity import encoder_folder, model_type, weights_sha256
+from .identity import check_weights, encoder_folder, model_type
 from .transformers import load_model
 
 
@@ -38,21 +38,18 @@ class TextModel:
     """Texts to unit vectors beside `pooled`."""
 
     def __init__(self, identity: dict[str, Any], device: torch.device) -> None:
-        """`identity` is the encoder's, from a features manifest. EncoderError if the weights are other ones, or have no text tower."""
+        """`identity` is the encoder's, from a features manifest. EncoderError if the weights are other ones, or have no text model."""
         from transformers import AutoTokenizer
 
         name = identity["id"]
         if not has_text_model(identity):
-            raise EncoderError(f"encoder {name} has no text tower; train a model first: qf train")
+            raise EncoderError(f"encoder {name} has no text model; train a model first: qf train")
         folder = encoder_folder(name)
-        if weights_sha256(folder) != identity["sha256"]:
-            raise EncoderError(
-                f"encoder {name} is no longer the one that made the features; extract again with --overwrite"
-            )
+        check_weights(identity, folder)
         self.kind, self.device, self.width = TEXT_MODELS[str(model_type(folder))], device, identity["joint"]
         model, missing = load_model(self.kind.model, folder)
         if missing:
-            raise EncoderError(f"encoder {name} lacks {len(missing)} weights of its text tower, such as {min(missing)}")
+            raise EncoderError(f"encoder {name} lacks {len(missing)} weights of its text model, such as {min(missing)}")
         self.model = model.to(device)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -74,7 +71,7 @@ class TextModel:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
-        """(M,) texts -> (M, P) float32, L2-normalised; longer texts are cut at the tower's limit."""
+        """(M,) texts -> (M, P) float32, L2-normalised; longer texts are cut at the model's limit."""
         padding = "longest" if self.kind.masked else "max_length"
         parts = []
         for start in range(0, len(texts), batch_size):

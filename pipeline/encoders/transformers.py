@@ -48,18 +48,18 @@ class TransformersEncoder:
     """The vision model of a transformers folder, alone: of a BLIP-2 neither Q-Former nor language model is read."""
 
     def __init__(
-        self, name: str, folder: Path, tower: VisionModel, device: torch.device, dtype: torch.dtype, layer: int | None
+        self, name: str, folder: Path, model: VisionModel, device: torch.device, dtype: torch.dtype, layer: int | None
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
         self.kept = threading.local()
         self.preprocessing = Preprocessing.from_config(read_processor(folder))
         self.sha256 = weights_sha256(folder)
-        self.model, missing = load_model(tower.model, folder)
+        self.model, missing = load_model(model.model, folder)
         # a folder saved from CLIPVisionModel has no projection, hence no joint space
-        self.joint_output = None if missing == {"visual_projection.weight"} else tower.joint
-        if missing and self.joint_output == tower.joint:
-            raise EncoderError(f"encoder {name} lacks {len(missing)} weights of {tower.model}, such as {min(missing)}")
-        self.layer = tower.layer if layer is None else layer
+        self.joint_output = None if missing == {"visual_projection.weight"} else model.joint
+        if missing and self.joint_output == model.joint:
+            raise EncoderError(f"encoder {name} lacks {len(missing)} weights of {model.model}, such as {min(missing)}")
+        self.layer = model.layer if layer is None else layer
         self._keep_layer()
         if dtype != torch.float32:
             for module in self.model.modules():  # once, what autocast would do again in every forward pass
@@ -113,7 +113,7 @@ class TransformersEncoder:
 
 
 def load_model(model_class: str, folder: Path) -> tuple[Any, set[str]]:
-    """One tower of the model in `folder`, in float32 and for inference, and which of its weights the files lack.
+    """One part of the model in `folder`, in float32 and for inference, and which of its weights the files lack.
 
     Tensors of other parts are not read; transformers' report on them is not for the user. EncoderError if it cannot be
     loaded."""
@@ -121,7 +121,7 @@ def load_model(model_class: str, folder: Path) -> tuple[Any, set[str]]:
     from transformers.utils import logging
 
     config = read_config(folder / "config.json")
-    # CLIPModel heeds this one, and not those of its towers, which is what transformers makes a tower alone by
+    # CLIPModel heeds this one, and not those of its models, which is what transformers makes that part alone by
     whole = "vision_config" in config and "projection_dim" in config
     joint = {"projection_dim": config["projection_dim"]} if whole else {}
 

@@ -22,6 +22,7 @@ from ..artifacts import (
     write_manifest,
 )
 from ..datasets.catalogue import Catalogue
+from ..encoders.identity import WEIGHTS, first_difference
 from ..errors import ArtifactError, DatasetError
 from ..features.manifest import FEATURES
 
@@ -159,7 +160,7 @@ def recorded_precision(folder: Path) -> str | None:
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first difference between two plans that forbids mixing their shards, as text, or None."""
-    if old["encoder"]["sha256"] != new["encoder"]["sha256"]:
+    if first_difference(old["encoder"], new["encoder"], WEIGHTS):
         ids = (old["encoder"]["id"], new["encoder"]["id"])
         return f"encoder was {ids[0]} and is now {ids[1]}" + (" with other weights" if ids[0] == ids[1] else "")
     changed = difference(_comparable(old), _comparable(new))

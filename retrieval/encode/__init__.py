@@ -1,1 +1,1 @@
-"""Who embeds a query: the Q-Former, or the encoder's own towers."""
+"""Who embeds a query: the Q-Former, or the encoder's own models."""

@@ -91,13 +91,14 @@ def open_run(folder: Path, device: "torch.device", precision: str) -> Run:
 
 def check_features(run: Run, features: "Features") -> None:
     """ArtifactError unless the features come from the encoder that the run was trained on."""
+    from ...pipeline.encoders.identity import SAME_FEATURES, first_difference
+
     trained, given = run.manifest["encoder"], features.encoder
-    for name in ("sha256", "layer", "preprocessing", "tokens", "width"):
-        if trained[name] != given[name]:
-            raise ArtifactError(
-                f"run {run.folder} was trained on features of encoder {trained['id']} ({name} {_short(trained[name])}); those in "
-                f"{features.folder} are of {given['id']} ({name} {_short(given[name])}); train on them with `qf train --name NAME`"
-            )
+    if name := first_difference(trained, given, SAME_FEATURES):
+        raise ArtifactError(
+            f"run {run.folder} was trained on features of encoder {trained['id']} ({name} {_short(trained[name])}); those in "
+            f"{features.folder} are of {given['id']} ({name} {_short(given[name])}); train on them with `qf train --name NAME`"
+        )
 
 
 def _short(value: Any) -> str:

@@ -67,7 +67,7 @@ def test_a_query_picture_is_prepared_as_the_features_were(pictures, clip_folder,
     assert searcher.image(tmp_path / "query.png", 1)[0].key == "red-bar-0.png"
     config = next((tmp_path / "encoder").glob("*processor_config.json"))
     config.write_text(json.dumps(json.loads(config.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}))
-    with pytest.raises(EncoderError, match="prepares pictures otherwise; restore it"):
+    with pytest.raises(EncoderError, match="its preprocessing has changed; restore it"):
         searcher.image(tmp_path / "query.png", 1)
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...pipeline.artifacts import atomic_file, is_artifact, read_manifest, sha256_file, write_json
-from ...pipeline.encoders.identity import encoder_folder, model_type, read_processor, weights_sha256
+from ...pipeline.encoders.identity import check_weights, encoder_folder, model_type, read_processor
 from ...pipeline.encoders.transformers import BLIP_2, VISION_MODELS, load_model
-from ...pipeline.errors import ArtifactError, EncoderError
+from ...pipeline.errors import ArtifactError
 from ...pipeline.formatting import size
 from ...pipeline.results import Result
 from ..config import QFormerConfig
@@ -132,10 +132,7 @@ def _vision(
             "layer_norm_eps": config.ln_vision_eps,
         }
         return settings, {}, None
-    if weights_sha256(folder) != encoder["sha256"]:
-        raise EncoderError(
-            f"encoder {encoder['id']} is no longer the one that made the features; extract and train again, or restore it"
-        )
+    check_weights(encoder, folder)
     model, _ = load_model(BLIP_2.model, folder)
     layers = model.encoder.layers
     depth = encoder["layer"] % (len(layers) + 1)

@@ -197,7 +197,7 @@ def test_clip_tokens_and_pooled(clip_folder, layer, chosen):
 
 
 @pytest.mark.parametrize("name", ["CLIPModel", "MetaClip2Model", "SiglipModel"])
-def test_the_text_tower_gives_the_models_own_text_embeddings(folders, name):
+def test_the_text_model_gives_the_models_own_text_embeddings(folders, name):
     folder = folders(name)
     texts = ["a red bar", "the blue square is a pole", "a " * 40]
     got = TextModel(load_encoder(str(folder), CPU, torch.float32).identity, CPU).encode(texts, batch_size=2)
@@ -211,11 +211,11 @@ def test_the_text_tower_gives_the_models_own_text_embeddings(folders, name):
     assert_allclose(got, torch.nn.functional.normalize(out, dim=-1).numpy(), atol=1e-5)
 
 
-def test_a_vision_model_alone_has_no_text_tower(folders, onnx_folder):
+def test_a_vision_model_alone_has_no_text_model(folders, onnx_folder):
     for folder in (folders("CLIPVisionModelWithProjection"), folders("Dinov2Model"), onnx_folder):
         identity = load_encoder(str(folder), CPU, torch.float32).identity
         assert not has_text_model(identity)
-        with pytest.raises(EncoderError, match="has no text tower; train a model first: qf train"):
+        with pytest.raises(EncoderError, match="has no text model; train a model first: qf train"):
             TextModel(identity, CPU)
     assert has_text_model(load_encoder(str(folders("SiglipModel")), CPU, torch.float32).identity)
 
@@ -240,7 +240,7 @@ def test_onnx_tokens(onnx_folder):
     assert (encoder.identity["tokens"], encoder.identity["width"], encoder.identity["joint"]) == (16, 3, None)
     with pytest.raises(EncoderError, match="last layer only"):
         load_encoder(str(onnx_folder), CPU, torch.float32, -2)
-    with pytest.raises(EncoderError, match="text tower"):
+    with pytest.raises(EncoderError, match="text model"):
         TextModel(encoder.identity, CPU)
 
 
