@@ -331,7 +331,7 @@ class Display:
             self.shown.over = True
 
     def say(self, text: str) -> None:
-        """Print a line. What was live stays above it as it is."""
+        """Print a line. The display that was live stays above it."""
         if self.live is not None:
             if self.shown is not None:
                 self._settle()

@@ -1,4 +1,4 @@
-"""What each objective, all captions and views are worth: the same training with one thing changed, R@K and minutes each.
+"""The worth of each objective, of all captions and of views: the same training with one thing changed, R@K and minutes each.
 
     qf extract captions.csv --encoder mobilenetv2 -w plain
     qf extract captions.csv --encoder mobilenetv2 -w views --views 3 --codec int8

@@ -1,4 +1,4 @@
-"""What the codecs cost and keep: bytes an image, cosine of what is decoded with what was encoded, speed; no encoder runs.
+"""The cost and fidelity of the codecs: bytes an image, cosine between decoded and encoded features, speed. No encoder runs.
 
     python benchmarks/codecs.py qf-out/features                  # features made with --codec float32
     python benchmarks/codecs.py synthetic                        # 257 x 1024 with massive activations, made here
@@ -56,7 +56,7 @@ def synthetic(images: int, seed: int = 0) -> Tensor:
 
 
 def cosines(exact: Tensor, decoded: Tensor) -> dict[str, dict[str, float]]:
-    """Of (N, T, W) both; tokens that are zero throughout, which have no direction, are left out."""
+    """Cosines of two (N, T, W) tensors, token by token. Tokens that are all zero have no direction and are skipped."""
     exact, decoded = exact.flatten(0, 1), decoded.flatten(0, 1)
     some = exact.abs().amax(1) > 0
     exact, decoded = exact[some], decoded[some]
@@ -74,7 +74,7 @@ def cosines(exact: Tensor, decoded: Tensor) -> dict[str, dict[str, float]]:
 
 
 def gigabytes_per_second(values: Tensor, run: Callable[[], Any], times: int = 5) -> float:
-    """Of `run`, which takes `values` or gives them, at its best."""
+    """The best rate of `run`, which takes or returns `values`."""
     best = float("inf")
     for _ in range(times):
         started = time.perf_counter()

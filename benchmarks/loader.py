@@ -75,7 +75,7 @@ def make_features(
                 count = write_tar_shard(sink, blocks())
         shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": ""})
     encoder = {"tokens": tokens, "width": width, "joint": None}
-    counts = {"records": images, "captions": images * CAPTIONS, "rejected": 0, "splits": {"train": images}}
+    counts = {"records": images, "captions": 5 * images, "rejected": 0, "splits": {"train": images}}
     about = {"encoder": encoder, "source": {}, "codec": codec, "format": format, "views": 0}
     write_manifest(folder, FEATURES, {**about, **counts, "shards": shards})
     return Features(folder)

@@ -1,4 +1,4 @@
-"""What bfloat16 costs in the features, and what it gives in speed.
+"""The cost of bfloat16 in the features, and its gain in speed.
 
     OMP_NUM_THREADS=1 python benchmarks/precision.py
 

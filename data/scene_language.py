@@ -1,4 +1,4 @@
-"""What can be said of a scene: captions with a meaning that can be checked, questions with answers.
+"""Sentences about a scene: captions with a meaning that can be checked, questions with answers.
 
 A caption is worded from a `Meaning`, and `fits(meaning, scene)` decides whether it is true of any scene. Words are read
 as people mean them: "a red star" is exactly one, "three hearts" exactly three, and two phrases name different things.
@@ -102,7 +102,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a caption claims: its parts, how parts[0] stands to parts[1], the background, how many things in all."""
+    """The claim of a caption: its parts, how parts[0] stands to parts[1], the background, how many things in all."""
 
     parts: tuple[Part, ...]
     relation: str | None = None

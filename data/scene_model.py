@@ -1,4 +1,4 @@
-"""What a scene is: a few coloured things on a background, drawn at random, and how they stand to each other.
+"""Scenes: a few coloured things on a background, drawn at random, and how they stand to each other.
 
 A scene is decided by numbers alone: `make_scene` is a pure function of (seed, split, index). Lengths are pixels of the
 128 x 128 picture; x grows to the right and y downwards; a thing of radius r is 2r tall and about as wide.
@@ -50,7 +50,7 @@ class Thing:
 
     @property
     def kind(self) -> tuple[str, str, str]:
-        """What words can tell of it alone: (size, colour, shape)."""
+        """The part of it that words can describe alone: (size, colour, shape)."""
         return self.size, self.colour, self.shape
 
 

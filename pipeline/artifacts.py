@@ -53,7 +53,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 class Sink(Protocol):
-    """What can be written to, from front to back."""
+    """Anything that takes bytes in order."""
 
     def write(self, data: Any, /) -> Any: ...
 

@@ -12,7 +12,7 @@ WORKSPACE = Path("qf-out")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a dataset cannot tell by itself. Fractions are of all records, drawn by a hash of the key."""
+    """The parts of reading a dataset that the data does not define. Fractions are of all records, drawn by a hash of the key."""
 
     images: Path | None = option(None, "Folder that image paths are relative to, and may not leave.", panel=WHAT)
     image_column: str | None = option(None, "Column with the image, if its name is unusual.", panel=WHAT)
@@ -106,7 +106,7 @@ class WorkspaceOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What is printed."""
+    """The form of the output."""
 
     json: bool = option(False, "Print results as JSON on stdout, and nothing else there.")
     quiet: bool = option(False, "Print no progress.", flags=("--quiet", "-q"))

@@ -73,12 +73,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken on `device`."""
+    """The free bytes on `device`."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_memory()
 
 
 def free_host_memory(proc: Path = Path("/proc"), group: Path = Path("/sys/fs/cgroup")) -> int:
-    """What Linux counts as available, within a container's limit (cgroup v2); elsewhere all the memory there is."""
+    """The bytes that Linux counts as available, within a container's limit (cgroup v2); elsewhere all memory."""
     if not (proc / "meminfo").is_file():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = _figures(proc / "meminfo")["MemAvailable:"] * 1024
@@ -91,7 +91,7 @@ def free_host_memory(proc: Path = Path("/proc"), group: Path = Path("/sys/fs/cgr
 
 
 def _figures(file: Path) -> dict[str, int]:
-    """Of a file with a name and a number a line."""
+    """The numbers in a file that has a name and a number a line."""
     return {words[0]: int(words[1]) for line in file.read_text().splitlines() if len(words := line.split()) > 1}
 
 

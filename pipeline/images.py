@@ -1,4 +1,4 @@
-"""Image bytes to what a frozen encoder takes, with every limit; equal to the model's own processor (its PIL backend).
+"""Image bytes to upright RGB pictures, with every limit.
 
 Memory: larger pictures than MAX_PIXELS are refused by their header. One of that size takes 8 to 11 bytes a pixel while it
 is decoded and made upright RGB, as WebP 17, as JPEG 2000 20 (measured), and 3 to 4 afterwards: a worker stays below 2 GB,

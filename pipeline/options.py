@@ -23,7 +23,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Option:
-    """What the command line shows of a field. Name, type and default are the field's own."""
+    """Help and limits of a field on the command line. Name, type and default are the field's own."""
 
     help: str
     min: float | None = None

@@ -1,4 +1,4 @@
-"""What a command returns: a frozen dataclass whose fields are the JSON of the contract and whose text is for people."""
+"""The result of a command: a frozen dataclass. Its fields are the JSON that scripts read, its text is for people."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

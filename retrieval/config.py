@@ -18,7 +18,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What to look for, besides a text, and how many hits to give."""
+    """The query, unless it is a text, and the number of hits."""
 
     image: Path | None = option(None, "Search with this picture instead of a text.", panel=QUERY)
     find: str = option("images", "With --image: images, or text for captions.", panel=QUERY)
@@ -48,7 +48,7 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What is measured."""
+    """The measurement."""
 
     split: str | None = option(None, "The split to measure on; test unless given, or val where there is no test.")
     rerank: int = option(16, "Re-rank this many candidates of each query by image-text matching; 0: none.", min=0)

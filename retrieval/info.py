@@ -1,4 +1,4 @@
-"""What an artifact is and how it was made, from its manifest. Nothing heavy is imported."""
+"""A description of an artifact, from its manifest. Nothing heavy is imported."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

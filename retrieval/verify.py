@@ -33,7 +33,7 @@ ROWS = 256  # of the features that are checked at a time
 
 @dataclass(frozen=True)
 class Verified(Result):
-    """What was checked, and what is wrong; the artifact is sound if `problems` is empty."""
+    """The outcome of a check. The artifact is sound if `problems` is empty."""
 
     path: str
     kind: str

@@ -1,4 +1,4 @@
-"""What a Q-Former is and how it is trained, as dataclasses. Standard library only: the command line takes its options here."""
+"""The sizes of a Q-Former and the options of its training, as dataclasses. Standard library only: the command line imports it."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What the training loop of any stage goes by. Optimiser and schedule are BLIP-2's (Li et al. 2023, section 3.4)."""
+    """The options of the training loop of any stage. Optimiser and schedule are BLIP-2's (Li et al. 2023, section 3.4)."""
 
     epochs: float = option(
         20.0, "Passes over the training images; 0: keep the weights of --init as they are.", min=0, panel=HOW_LONG

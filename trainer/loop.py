@@ -23,7 +23,7 @@ Batch = TypeVar("Batch", bound=Sized)  # its length is the number of its image-t
 
 
 class Stage(Protocol[Batch]):
-    """What one stage trains, and how."""
+    """A stage of training: its model, its batches, its step, its validation."""
 
     @property
     def model(self) -> nn.Module:

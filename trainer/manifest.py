@@ -1,4 +1,4 @@
-"""What the manifest of a run holds. Standard library only."""
+"""The manifest of a run. Standard library only."""
 
 from ..pipeline.artifacts import Kind
 

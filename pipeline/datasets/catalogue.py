@@ -143,7 +143,7 @@ class Catalogue(Sequence[Record]):
 
 
 class _Tally:
-    """What extraction needs to know of all records; they come in their order."""
+    """Counts and a checksum over all records, in their order."""
 
     def __init__(self) -> None:
         self.length = 0

@@ -1,7 +1,7 @@
-"""The columns of a table: which are used, and how rows of one image become one record.
+"""The columns of a table: which of them are used, and how rows of one image become one record.
 
-Whatever the file, its used columns become the same few (`ROWS`), spooled to a temporary file; only a hash of each image's
-name stays in memory, to find the rows of one image. Memory: about 60 bytes a row, and the rows of a batch."""
+The used columns of any table become the same few (`ROWS`), in a temporary file. Only a hash of each image's name stays in
+memory, to find the rows of one image. Memory: about 60 bytes a row, and the rows of a batch."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -110,7 +110,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def image_name(value: Any) -> str | None:
-    """Of a path, or of a Hugging Face struct that has one; None if it is blank."""
+    """The name in a path, or in a Hugging Face struct with a path; None if it is blank."""
     return (_text(value.get("path") if isinstance(value, dict) else value) or "").strip() or None
 
 
@@ -143,7 +143,7 @@ class Rows:
         return len(self.names)
 
     def take(self, rows: np.ndarray) -> list[tuple[Any, ...]]:
-        """Those rows, as tuples of the columns ROWS."""
+        """These rows, as tuples of the columns ROWS."""
         found: list[tuple[Any, ...]] = [()] * len(rows)
         batches = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(batches):

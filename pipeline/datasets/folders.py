@@ -32,7 +32,7 @@ def _metadata(folder: Path) -> Path | None:
 
 
 def read_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> tuple[str, Iterator[Record]]:
-    """What was found, and the records of `metadata_of(folder)`. A folder is a split."""
+    """A description of what was found, and the records of `metadata_of(folder)`. A folder is a split."""
     found, parts = [], []
     for table in tables:
         name = str(table.parent.relative_to(folder))
@@ -45,7 +45,7 @@ def read_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> tup
 
 
 def _renamed(folder: str, record: Record) -> Record:
-    """The same record, its names told apart from another split's."""
+    """The same record with the folder in its names, so that two splits may use one name."""
     return replace(record, key=f"{folder}/{record.key}", image=f"{folder}/{record.image}")
 
 

@@ -22,8 +22,10 @@ from .sources import column_cells, open_parquet
 
 
 def read_parquet(paths: Sequence[Path], options: ReadOptions, split: str | None = None) -> tuple[str, Iterator[Record]]:
-    """What was found, and the records of the files of one table. Where no column tells splits, they are `split`, or what
-    the files' names tell (`train-00000-of-00002.parquet`, `train/0000.parquet`), which start at their common folder."""
+    """A description of what was found, and the records of the files of one table.
+
+    Where no column has the splits, they are `split`, or come from the files' names below their common folder
+    (`train-00000-of-00002.parquet`, `train/0000.parquet`)."""
     with _readable(paths[0]):
         first = pq.read_schema(paths[0])
     columns = TableColumns.choose(first.names, options, paths[0])

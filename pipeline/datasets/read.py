@@ -1,4 +1,4 @@
-"""`read` looks at a source, picks its reader, and says what it found.
+"""`read` looks at a source, picks its reader, and describes what it found.
 
 CSV, TSV, JSON lines, Parquet   a column for the image, one for the caption; a row a caption or a list of captions
 JSON                            COCO captions, a Karpathy split, or an array of objects, which is a table
@@ -35,7 +35,7 @@ EXPECTED = "a CSV, TSV, JSON lines or Parquet file, COCO or Karpathy JSON, Flick
 
 @dataclass(frozen=True)
 class Dataset:
-    """Records, and in words what was found at the source."""
+    """Records, and a description of what was found at the source."""
 
     kind: str
     found: str
@@ -128,7 +128,7 @@ def _read_files(paths: Sequence[Path], options: ReadOptions) -> Found:
 
 
 def _kind(path: Path) -> str:
-    """What a file is, by its first bytes where they tell, otherwise by its name."""
+    """The kind of a file: by its first bytes where they decide, otherwise by its name."""
     suffix = path.suffix.lower()
     with open(path, "rb") as file:
         start = file.read(2**16)

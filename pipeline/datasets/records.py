@@ -1,4 +1,4 @@
-"""A record is one image with its captions; what every reader of datasets has in common."""
+"""Records, each one image with its captions, and the rules that all readers of datasets share."""
 
 import hashlib
 import re
@@ -29,7 +29,7 @@ CAPTION_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image with its captions. `problem` says why it cannot be used, if the dataset itself already tells."""
+    """One image with its captions. `problem` is the reason why it cannot be used, if the dataset itself already shows one."""
 
     key: str
     image: str  # as the dataset names it
@@ -40,7 +40,7 @@ class Record:
 
 
 def split_of(key: str, named: str | None, options: ReadOptions) -> str:
-    """The split that the data names, or one drawn by a hash of the key: the same for ever, whatever else is there."""
+    """The split that the data names, or one drawn by a hash of the key, which never changes when records are added."""
     if named and named.strip() and not options.redraw_splits:
         if named.strip().lower() not in SPLIT_ALIASES:
             raise DatasetError(f"split {named!r} of {key} is not train, val or test; choose another --split-column")

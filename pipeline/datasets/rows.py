@@ -1,4 +1,4 @@
-"""Rows of text tables, CSV and JSON, as objects; what is wrong with a file is said with its line.
+"""Rows of text tables, CSV and JSON, as objects. An error names the line of the file.
 
 Memory: one row, and one JSON document where the file is a single one."""
 

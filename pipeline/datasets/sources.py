@@ -1,11 +1,11 @@
-"""Where an image's bytes are: a small value, so that ten million of them fit a catalogue and reading starts anywhere.
+"""Where an image's bytes are. A source is small, so that ten million of them fit a catalogue and reading starts anywhere.
 
 ImageFile       a file in the folder that was named, or below it
 TarSlice        a regular member of an uncompressed tar
 ParquetCell     a cell of a Parquet file, as Hugging Face `{bytes, path}` structs are
 
-`load` gives what `images.load_image` takes, `fetch` does the part of it that must go in order. Whatever fails on the way is
-an UnreadableImage, so a reject.
+`load` returns what `images.load_image` takes; `fetch` does the part of it that must go in order. Any failure on the way is an
+UnreadableImage, so a reject.
 """
 
 import os
@@ -56,8 +56,9 @@ Fetched = ImageSource | Path | bytes | UnreadableImage | None
 
 
 def fetch(source: ImageSource | None) -> Fetched:
-    """What `load` takes in any thread, at any time. Cells of Parquet files are read here, or fail: their pages can only be
-    read forwards, so that one thread must ask for them in their order."""
+    """The source in a form that `load` takes in any thread, at any time.
+
+    Cells of Parquet files are read here: their pages can only be read forwards, so one thread must ask for them in order."""
     if not isinstance(source, ParquetCell):
         return source
     try:

@@ -1,4 +1,4 @@
-"""Tables to records: CSV, TSV, JSON lines, JSON arrays of objects, Parquet; told apart by what is in the file."""
+"""Tables to records: CSV, TSV, JSON lines, JSON arrays of objects, Parquet. The content of the file decides which it is."""
 
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -19,7 +19,7 @@ CHUNK = 8192  # rows that are Python objects at one time
 
 
 def read_table(path: Path, options: ReadOptions, split: str | None = None) -> tuple[str, Iterator[Record]]:
-    """What was found, and the records; `split` is theirs where no column tells one."""
+    """A description of what was found, and the records. `split` is their split where no column has one."""
     with open(path, "rb") as file:
         start = file.read(1024)
     if start.startswith(b"PAR1") or path.suffix.lower() == ".parquet":
@@ -33,7 +33,9 @@ def read_table(path: Path, options: ReadOptions, split: str | None = None) -> tu
 def read_rows(
     path: Path, rows: Iterator[Any], options: ReadOptions, split: str | None = None, header: list[str] | None = None
 ) -> tuple[str, Iterator[Record]]:
-    """What was found, and the records of a table whose rows are objects; without a header their names are its columns."""
+    """A description of what was found, and the records of a table whose rows are objects.
+
+    Without a header, the columns are the names in the first rows."""
     first = list(islice(rows, 1000))
     if not first:
         raise DatasetError(f"{path} holds no records; a dataset needs at least one image with a caption")

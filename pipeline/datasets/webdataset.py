@@ -33,8 +33,10 @@ class _Sample:
 
 
 def read_tars(paths: Sequence[Path], top: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
-    """What was found, and the records of the tars, keyed by their path below `top` and the sample's name: two tars may
-    hold a sample of the same name. A sample's JSON tells its split, or else the tar's name (`splits_in_names`).
+    """A description of what was found, and the records of the tars.
+
+    A key is the tar's path below `top` and the sample's name, since two tars may hold a sample of the same name. The split
+    comes from a sample's JSON, or else from the tar's name (`splits_in_names`).
 
     A damaged tar's samples are used up to the damage, which is a record with a problem. DatasetError if one is
     compressed."""

@@ -1,4 +1,4 @@
-"""Which encoder is this: where it lies, what its files say, and whether it is still the one that made some features."""
+"""The identity of an encoder: its folder, its checksum, and whether it is still the one that made the features."""
 
 import hashlib
 import json
@@ -35,15 +35,15 @@ MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx_
 
 
 class FrozenEncoder(Protocol):
-    """What extraction needs of an encoder."""
+    """An encoder as extraction uses it."""
 
     preprocessing: Preprocessing
     device: torch.device
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two encoders' features interchangeable: id, sha256, layer, precision, tokens T, width W, joint width
-        P or None, preprocessing."""
+        """The properties that decide the features: id, sha256, layer, precision, tokens T, width W, joint width P or None,
+        preprocessing."""
         ...
 
     def encode(self, pixels: np.ndarray) -> tuple[Tensor, Tensor | None]:
@@ -76,7 +76,7 @@ def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
 
 
 def model_type(folder: Path) -> str | None:
-    """What config.json says the model is."""
+    """The model type in config.json."""
     kind: str | None = read_config(folder / "config.json").get("model_type")
     return kind
 
@@ -94,8 +94,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_processor(folder: Path) -> dict[str, Any]:
-    """What the model's image processor does, from where transformers saves it: nested in processor_config.json since
-    version 5, preprocessor_config.json before."""
+    """The configuration of the model's image processor. transformers saves it in processor_config.json since version 5, in
+    preprocessor_config.json before."""
     nested = folder / "processor_config.json"
     config = read_config(nested).get("image_processor") if nested.is_file() else None
     return config or read_config(folder / "preprocessor_config.json")

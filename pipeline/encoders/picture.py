@@ -1,4 +1,4 @@
-"""A picture as a frozen encoder sees it: encoded now."""
+"""One picture through a frozen encoder."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from .load import load_encoder
 
 @dataclass(frozen=True)
 class Picture:
-    """What an encoder sees of a picture, and what it makes of it."""
+    """A picture as an encoder sees it, and its features."""
 
     name: str
     pixels: np.ndarray  # (3, height, width) uint8

@@ -1,4 +1,4 @@
-"""What a model's image processor does with a picture, before the device rescales and normalises it."""
+"""Resizing and cropping as a model's image processor does it; the device rescales and normalises later."""
 
 import re
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model's `preprocessor_config.json` says of its input.
+    """The input of a model, from its `preprocessor_config.json`.
 
     A picture is resized, its shorter side to `shortest_edge`, or squashed to `squash` (height, width), and the middle
     `height` x `width` are cut out. DINOv3's processor resizes in floating point, ours rounds to whole grey levels as the

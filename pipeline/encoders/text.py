@@ -1,4 +1,4 @@
-"""The text side of an encoder with a joint space: what its zero-shot scores compare `pooled` with."""
+"""Text models of encoders with a joint space. Their embeddings are compared with `pooled`, for zero-shot scores."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -54,7 +54,7 @@ CODECS = tuple(LIMITS)
 
 
 def columns(codec: str, tokens: int, width: int) -> TokenColumns:
-    """What a record of (T, W) features has on disk."""
+    """The columns on disk of a record with (T, W) features."""
     if codec in ("float16", "float32"):
         return {"tokens": (getattr(torch, codec), (tokens, width))}
     channel_scale = (torch.float16, (width,))

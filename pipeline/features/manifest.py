@@ -1,4 +1,4 @@
-"""What the manifest of a features folder holds. Standard library only."""
+"""The manifest of a features folder. Standard library only."""
 
 from ..artifacts import Kind
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class IndexedRun(Protocol):
-    """What the index needs of a run: see `encode.query_encoder` and `encode.qformer.Run`."""
+    """A run as the index uses it: see `encode.query_encoder` and `encode.qformer.Run`."""
 
     @property
     def folder(self) -> Path: ...

@@ -1,4 +1,4 @@
-"""What the manifest of an index holds. Standard library only."""
+"""The manifest of an index. Standard library only."""
 
 from ...pipeline.artifacts import Kind
 

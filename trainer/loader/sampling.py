@@ -27,7 +27,7 @@ def epoch_order(shards: np.ndarray, window: int, rng: np.random.Generator) -> np
 
 @dataclass(frozen=True)
 class Sample:
-    """What a batch consists of. Captions are numbered through, image by image."""
+    """The composition of a batch. Captions are numbered through, image by image."""
 
     images: np.ndarray  # (B,) positions of the images, ascending
     views: np.ndarray  # (B,) the view of each image; 0 is the plain picture

@@ -33,7 +33,7 @@ class RetrievalSet:
 def ranks(scores: Tensor, relevant: Tensor) -> Tensor:
     """scores, relevant (N, C) -> (N,): the number of candidates before the best relevant one.
 
-    Of equal scores the first in the dataset wins, as in search: a scorer that scores everything alike does as well as chance."""
+    Ties go to the first in the dataset, as in search: a scorer that scores everything alike does as well as chance."""
     best, first = scores.masked_fill(~relevant, -torch.inf).max(1, keepdim=True)
     earlier = torch.arange(scores.shape[1], device=scores.device) < first
     return ((scores > best) | (scores == best) & earlier).sum(1)

@@ -1,4 +1,4 @@
-"""What a step of stage 1 trains: which losses, and how hard its negatives are. Pure functions of the number of the step."""
+"""The plan of a step of stage 1: which losses, and how hard its negatives are. Pure functions of the number of the step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ..objectives import LOSSES
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one batch is trained for. All its random numbers are a function of `number` and the run's seed."""
+    """The losses and the negatives that one batch is trained with. All its random numbers are a function of `number` and the run's seed."""
 
     number: int  # of the batch, from 0 over all epochs
     losses: Sequence[str] = LOSSES

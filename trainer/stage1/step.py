@@ -26,7 +26,7 @@ from .plan import StepPlan
 
 @dataclass(frozen=True)
 class BatchGradients:
-    """What the micro-batches need to know of the whole batch: the gradients of loss_itc, and the pairs to match."""
+    """The facts about the whole batch that its micro-batches use: the gradients of loss_itc, and the pairs to match."""
 
     loss: Tensor  # loss_itc
     images: Tensor  # (B, Q, E) its gradient by the image features
