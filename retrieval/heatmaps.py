@@ -63,19 +63,19 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
 
     height, width = e.pixels.shape[1:]
     _show(place(0, f"what the encoder sees: {width} x {height} pixels"), e.pixels.transpose(1, 2, 0))
-    heat = _overlay(place(1, f"query {e.query} attends to"), e, e.attention[e.query], e.attention[e.query].mean())
+    heat = _overlay(place(1, f"attention of query {e.query}"), e, e.attention[e.query], e.attention[e.query].mean())
     others = "the class token" if e.grid.first == 1 else f"the {e.grid.first} tokens before the patches"
     off = f" ({1 - e.attention[e.query].sum():.0%} is on {others})" if e.grid.first else ""
     left = MARGIN + panel + GAP
     _bar(page, heat, left, panels_top + panel * aspect, panel, f"share of its attention{off}", percent=True)
-    title, left = "what speaks for a match", left + panel + GAP
+    title, left = "evidence for a match", left + panel + GAP
     if e.evidence.max() > 0:
         heat = _overlay(place(2, title), e, e.evidence / e.evidence.max())
         _bar(page, heat, left, panels_top + panel * aspect, panel, "Grad-CAM, relative", percent=False)
     else:
         _overlay(place(2, f"{title}: no patch"), e, e.evidence)
 
-    which = f"each of the {len(e.scores)} queries attends to, ordered by score with the text; each map has its own scale, from its mean up"
+    which = f"attention of each of the {len(e.scores)} queries, ordered by score with the text; each map has its own scale, from its mean up"
     page.text(MARGIN, tiles_top - TITLE - 0.05, which, fontsize=11)
     for place_of, query in enumerate(np.argsort(-e.scores, kind="stable")):
         left = MARGIN + place_of % TILES * (tile + GAP / 2)

@@ -121,7 +121,7 @@ def load_model(model_class: str, folder: Path) -> tuple[Any, set[str]]:
     from transformers.utils import logging
 
     config = read_config(folder / "config.json")
-    # CLIPModel heeds this one, and not those of its models, which is what transformers makes that part alone by
+    # CLIPModel takes projection_dim from the whole configuration; a part that is loaded alone would take its own
     whole = "vision_config" in config and "projection_dim" in config
     joint = {"projection_dim": config["projection_dim"]} if whole else {}
 
