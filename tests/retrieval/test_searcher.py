@@ -87,6 +87,14 @@ def test_before_training_the_encoders_own_space_is_searched(features, clip_folde
         searcher.text("x", 1, rerank=3)
 
 
+def test_a_text_longer_than_the_encoders_text_model_reads_is_truncated_with_a_warning(features, caplog):
+    searcher = untrained_searcher(features, ON)
+    searcher.text("a red bar", 1)
+    assert caplog.text == ""
+    searcher.text("a red bar " * 9, 1)
+    assert "the text is truncated: the encoder's text model reads its first 16 tokens" in caplog.text
+
+
 def test_an_encoder_without_text_says_to_train(pictures, onnx_folder, tmp_path):
     with pytest.raises(EncoderError, match="no joint space.*qf train"):
         untrained_searcher(run_extract(pictures, onnx_folder, tmp_path / "features"), ON)

@@ -118,20 +118,20 @@ def test_an_encoder_that_fails_ends_the_stream(records, clip_folder):
 
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def test_results_come_from_every_device(device):
-    lanes = EncoderStreams(torch.device(device))
+    streams = EncoderStreams(torch.device(device))
 
     def work():
-        lanes.enter()
-        made = lanes.fetch(torch.arange(5.0, device=device) * 2)
-        lanes.wait()
+        streams.enter()
+        made = streams.fetch(torch.arange(5.0, device=device) * 2)
+        streams.wait()
         results.append(made)
 
     results = []
-    some = [threading.Thread(target=work) for _ in range(lanes.count)]
+    some = [threading.Thread(target=work) for _ in range(streams.count)]
     for thread in some:
         thread.start()
     for thread in some:
         thread.join()
-    lanes.leave()
-    assert [result.tolist() for result in results] == [[0, 2, 4, 6, 8]] * lanes.count
+    streams.leave()
+    assert [result.tolist() for result in results] == [[0, 2, 4, 6, 8]] * streams.count
     assert all(result.device.type == "cpu" for result in results)
