@@ -75,7 +75,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
     else:
         _overlay(place(2, f"{title}: no patch"), e, e.evidence)
 
-    which = f"attention of each of the {len(e.scores)} queries, ordered by score with the text; each map has its own scale, from its mean up"
+    which = f"attention of each of the {len(e.scores)} queries, by score with the text; each map has its own scale, from its mean up"
     page.text(MARGIN, tiles_top - TITLE - 0.05, which, fontsize=11)
     for place_of, query in enumerate(np.argsort(-e.scores, kind="stable")):
         left = MARGIN + place_of % TILES * (tile + GAP / 2)
