@@ -17,7 +17,7 @@ from .tables import read_rows
 
 
 def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, Iterator[Record]]:
-    """Kind, what was found, and the records of JSON documents: COCO captions (one or several files), a Karpathy split, or
+    """Kind, a description, and the records of JSON documents: COCO captions (one or several files), a Karpathy split, or
     an array of objects, which is a table. DatasetError if one is none of these."""
     documents = [json_document(path) for path in paths]
     first = documents[0]
@@ -100,7 +100,7 @@ def _record(
 
 
 def read_flickr_tokens(path: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
-    """`NAME.jpg#0<TAB>caption` a line; the official split lists beside the file are used where they are."""
+    """Records of lines `NAME.jpg#0<TAB>caption`. Official split lists beside the file are used if present."""
     splits: dict[str, str] = {}
     for name, split in (("train", "train"), ("dev", "val"), ("test", "test")):
         for file in sorted(path.parent.glob(f"*.{name}Images.txt")):

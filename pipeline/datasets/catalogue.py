@@ -1,6 +1,6 @@
 """The records of a dataset, ten million as well as ten: kept as Arrow in an unnamed temporary file, mapped into memory.
 
-While records stream in, what extraction needs to know of them all is counted: splits, captions, their checksum. Memory:
+Splits, captions and a checksum are counted while the records stream in. Memory:
 a batch of records, and 8 bytes a record while keys are compared; the file (in TMPDIR, gone with the process) takes
 about what the texts take, and 100 bytes a record.
 """
@@ -90,7 +90,7 @@ class Catalogue(Sequence[Record]):
         return pa.record_batch(arrays, schema=CATALOGUE)
 
     def _check_unique(self, hashes: list[np.ndarray]) -> None:
-        """Keys whose hashes meet are compared themselves."""
+        """DatasetError if a key repeats. Only keys whose hashes are equal are compared."""
         ordered = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
         meeting = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         if not len(meeting):
@@ -189,7 +189,7 @@ def _unpack(place: Place, name: str, start: int, extent: int) -> ImageSource:
 
 
 def _encodable(record: Record) -> Record:
-    """The record with what no UTF-8 can say replaced by question marks; an image so named cannot be found."""
+    """The record with question marks for characters that UTF-8 cannot hold. An image with such a name cannot be found."""
     key, image, problem, *captions = (
         encodable(text) for text in (record.key, record.image, record.problem, *record.captions)
     )

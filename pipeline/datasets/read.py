@@ -46,7 +46,7 @@ Found = tuple[str, str, Iterator[Record]]  # kind, in words, records
 
 
 def read(source: Path, options: ReadOptions | None = None) -> Dataset:
-    """Read the caption dataset at `source`, also a pattern. DatasetError if there is none, keys repeat, or no
+    """Read the caption dataset at `source`, a path or a pattern. DatasetError if there is none, if keys repeat, or if no
     record can be used. Memory: see the reader of its kind and `Catalogue`."""
     options = options or ReadOptions()
     fractions = options.val_fraction + options.test_fraction

@@ -16,7 +16,7 @@ MAX_LINE = 64 * 2**20  # characters
 def csv_rows(path: Path) -> Iterator[Any]:
     """The names in the header, then each row as an object. The header tells the separator: comma, tab, semicolon or bar.
 
-    A byte order mark, newlines in quotes, empty lines and short rows are as usual; anything else is a DatasetError."""
+    A byte order mark, newlines in quotes, empty lines and short rows are accepted; anything else is a DatasetError."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             head = file.readline(2**16)

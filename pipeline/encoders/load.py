@@ -1,6 +1,6 @@
 """Frozen encoders: pixels to token features, and to the joint embedding where there is a joint space with text.
 
-`load_encoder` takes `builtin`, a Hugging Face id or local folder of a transformers vision model, told by its config.json,
+`load_encoder` takes `builtin`, a Hugging Face id or local folder of a transformers vision model (its config.json decides which),
 or a folder with an ONNX export. Tokens are the chosen layer's output before the final layer norm, class and register
 tokens included. The default is the second-last layer, which served BLIP-2 better than the last (Li et al. 2023, section
 3.1), also for DINO; BLIP-2's own vision model was saved without its last layer, so there it is the last."""
@@ -16,7 +16,7 @@ from .transformers import VISION_MODELS, TransformersEncoder
 
 
 def load_encoder(name: str, device: torch.device, dtype: torch.dtype, layer: int | None = None) -> FrozenEncoder:
-    """The image side of an encoder, ready to encode. EncoderError if it is none that qf knows."""
+    """The vision model of an encoder, ready to encode. EncoderError if qf does not know it."""
     folder = encoder_folder(name)
     if name != "builtin" and Path(name).is_dir():
         name = str(folder.resolve())  # which finds it again from anywhere

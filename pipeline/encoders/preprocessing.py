@@ -59,7 +59,7 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Preprocessing":
-        """From the fields that transformers' image processors save. EncoderError if it is one that qf does not know."""
+        """From the fields that transformers' image processors save. EncoderError if qf does not know the processor."""
         name = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
         kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
         if kind not in PROCESSORS:

@@ -1,6 +1,6 @@
 """Augmented views of training images, so that caching features does not take augmentation away.
 
-A view is a random part of the picture, resized to what the encoder takes, maybe mirrored: the random resized crop of Szegedy et
+A view is a random part of the picture, resized to the input size of the encoder, maybe mirrored: the random resized crop of Szegedy et
 al. 2015 (arXiv:1409.4842), of at least half the area that its shape allows; BLIP-2 was trained with much the same."""
 
 import hashlib
@@ -13,7 +13,7 @@ ASPECT = (3 / 4, 4 / 3)  # width over height, times that of what the encoder see
 
 @dataclass(frozen=True)
 class View:
-    """Which part of the upright original, in pixels, and whether mirrored."""
+    """A part of the upright original, in pixels, and whether it is mirrored."""
 
     left: int
     top: int
@@ -23,9 +23,9 @@ class View:
 
 
 def draw_view(seed: int, key: str, number: int, width: int, height: int, flip: bool, aspect: float) -> View:
-    """View `number` of the picture `key`, the same for ever; mirrored in half of the cases where `flip` allows it.
+    """View `number` of the picture `key`, always the same for one seed. With `flip`, half of the views are mirrored.
 
-    `aspect` is the width over the height of what the encoder sees of the picture."""
+    `aspect` is the width over the height of the part of the picture that the encoder sees."""
     name = f"{seed} {number} {key}".encode(errors="surrogatepass")
     draw = random.Random(int.from_bytes(hashlib.sha256(name).digest()))
     share = draw.uniform(*AREA)

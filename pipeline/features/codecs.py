@@ -73,7 +73,7 @@ def columns(codec: str, tokens: int, width: int) -> TokenColumns:
 
 
 def encode(codec: str, image_embeds: Tensor) -> Encoded:
-    """(B, T, W) float32 -> columns, on the same device, without waiting for it. `check` tells what cannot be stored."""
+    """(B, T, W) float32 -> columns, on the same device, without waiting for it. `check` finds values that cannot be stored."""
     if codec in ("float16", "float32"):
         return {"tokens": image_embeds.to(getattr(torch, codec))}
     quantise = _int8 if codec == "int8" else _int4
@@ -90,7 +90,7 @@ def encode(codec: str, image_embeds: Tensor) -> Encoded:
 
 
 def decode(encoded: Encoded) -> Tensor:
-    """TokenColumns -> image_embeds (B, T, W) float32, on whatever device they are. The type of `tokens` tells the codec."""
+    """TokenColumns -> image_embeds (B, T, W) float32, on their own device. The type of `tokens` decides the codec."""
     tokens = encoded["tokens"]
     if tokens.dtype.is_floating_point:
         return tokens.float()
@@ -110,7 +110,7 @@ def largest(image_embeds: Tensor) -> Tensor:
 
 
 def check(codec: str, largest: Tensor, keys: Sequence[str]) -> None:
-    """EncoderError names the one of `keys` (B) whose features the codec does not hold. `largest` (B,), on the CPU."""
+    """EncoderError that names the first of `keys` (B) whose features the codec cannot hold. `largest` (B,), on the CPU."""
     wrong = (~(largest <= LIMITS[codec])).nonzero().flatten().tolist()
     if not wrong:
         return
@@ -125,7 +125,7 @@ def check(codec: str, largest: Tensor, keys: Sequence[str]) -> None:
 
 
 def _scale(value: Tensor) -> Tensor:
-    """A scale as it will be read; tokens are made with it, so that its rounding costs no accuracy."""
+    """A scale, rounded as it will be read. Tokens are divided by the rounded one, so that rounding costs no accuracy."""
     return (value + TINY).half()
 
 
