@@ -56,51 +56,52 @@ class Evaluated(Result):
         return text.getvalue().rstrip("\n")
 
 
-def evaluate_retrieval(
-    features: Features,
-    split: str,
-    runs: Sequence[Run],
-    device: torch.device,
-    rerank_at: int,
-    say: Callable[[str], None] = lambda text: None,
-) -> Evaluated:
-    """R@K on a split: a zero-shot row where the encoder has a text model, and the rows of each run.
+def scorers(
+    features: Features, run: Run | None, device: torch.device, say: Callable[[str], None] = lambda text: None
+) -> list[QueryEncoder]:
+    """The encoders to measure: the features' own where it has a text model, then the run.
 
-    The zero-shot row uses no training data of qf. `rerank_at` candidates of each query are re-ranked; 0: none. `say` gets a
-    line if the encoder is not available any more and a run makes up for it. QfError if the split is empty, or if there is
-    nothing to score with."""
+    The first one uses no training data of qf. If it is not available any more, `say` gets a line, as long as there is a run.
+    EncoderError if it is not available and there is no run; ArtifactError if the run was trained on other features; QfError if
+    nothing is left to measure."""
+    found: list[QueryEncoder] = []
+    try:
+        if features.encoder["joint"] is not None and has_text_model(features.encoder):
+            joint_space = JointSpace(features.encoder, device)
+            _ = joint_space.text_model  # loaded here, where a missing encoder can be passed over
+            found.append(joint_space)
+    except EncoderError as error:
+        if run is None:
+            raise
+        say(f"no zero-shot row: {error}")
+    if run is not None:
+        check_features(run, features)
+        found.append(run)
+    if not found:
+        raise QfError(
+            f"encoder {features.encoder['id']} has no text model and there is no run yet; train one first: qf train"
+        )
+    return found
+
+
+def evaluate_retrieval(features: Features, split: str, encoders: Sequence[QueryEncoder], rerank_at: int) -> Evaluated:
+    """R@K on a split: a row for each encoder, and one more for an encoder that matches.
+
+    That one re-ranks `rerank_at` candidates of each query; 0: none. QfError if the split is empty."""
     data = RetrievalSet.of(features, split)
     if not len(data.rows):
         splits = ", ".join(f"{count:,} {name}" for name, count in features.manifest["splits"].items() if count)
         raise QfError(f"{features.folder} has no images in the split {split} (it has {splits}); choose another --split")
     rows: dict[str, dict[str, float]] = {}
     seconds = None
-    try:
-        if features.encoder["joint"] is not None and has_text_model(features.encoder):
-            scores = _scores(JointSpace(features.encoder, device), features, data)
-            rows["clip"] = retrieval(scores, data.image_rows)
-    except EncoderError as error:
-        if not runs:
-            raise
-        say(f"no zero-shot row: {error}")
-    for run in runs:
-        check_features(run, features)
-        scores = _scores(run, features, data)
-        rows["itc"] = retrieval(scores, data.image_rows)
-        if rerank_at:
+    for encoder in encoders:
+        scores = torch.from_numpy(encoder.scores(features, data.rows, data.texts))  # (N, M)
+        rows[encoder.name] = retrieval(scores, data.image_rows)
+        if rerank_at and encoder.matches:
             started = time.perf_counter()
-            rows[f"itc+itm@{rerank_at}"] = reranked(run, features, data, scores, rerank_at)
+            rows[f"{encoder.name}+itm@{rerank_at}"] = reranked(encoder, features, data, scores, rerank_at)
             seconds = round(time.perf_counter() - started, 2)
-    if not rows:
-        raise QfError(
-            f"encoder {features.encoder['id']} has no text model and there is no run yet; train one first: qf train"
-        )
     return Evaluated(split, len(data.rows), len(data.texts), rows, seconds)
-
-
-def _scores(encoder: QueryEncoder, features: Features, data: RetrievalSet) -> Tensor:
-    """(N, M): the scores of all images and texts of the split."""
-    return torch.from_numpy(encoder.scores(features, data.rows, data.texts))
 
 
 def reranked(encoder: QueryEncoder, features: Features, data: RetrievalSet, scores: Tensor, k: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ..trainer.runs.log import Report
 from ..trainer.stage1.stage import train
 from .config import EvalOptions, ExplainOptions
 from .encode.qformer import check_features, open_run
-from .evaluate import Evaluated, evaluate_retrieval
+from .evaluate import Evaluated, evaluate_retrieval, scorers
 from .explain import Explained, cached_picture, explain
 from .heatmaps import draw_explanation
 from .index.build import Indexed, build_index
@@ -82,8 +82,8 @@ def evaluate(workspace: Workspace, options: EvalOptions, run: str | None, on: Co
     split = options.split or ("test" if len(features.rows("test")) else "val")
     chosen = workspace.run(run) if run else workspace.latest_run()
     say(f"evaluating {chosen or 'the encoder alone (no run yet)'} on the {split} split")
-    runs = [open_run(chosen, device, on.precision)] if chosen else []
-    return evaluate_retrieval(features, split, runs, device, options.rerank, say)
+    opened = open_run(chosen, device, on.precision) if chosen else None
+    return evaluate_retrieval(features, split, scorers(features, opened, device, say), options.rerank)
 
 
 def explain_picture(

@@ -25,6 +25,8 @@ BATCH = 4096  # images at a time
 class JointSpace:
     """The joint space of the encoder with this identity; see `QueryEncoder` for the methods."""
 
+    name = "clip"
+    matches = False
     per_image = 1
 
     def __init__(self, identity: dict[str, Any], device: "torch.device") -> None:

@@ -30,6 +30,14 @@ class Run:
     embedder: "Embedder"
 
     @property
+    def name(self) -> str:
+        return "itc"
+
+    @property
+    def matches(self) -> bool:
+        return True
+
+    @property
     def per_image(self) -> int:
         return self.embedder.model.config.num_query_tokens
 

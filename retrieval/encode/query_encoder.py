@@ -17,6 +17,14 @@ class QueryEncoder(Protocol):
     """Embeds texts and pictures into one space."""
 
     @property
+    def name(self) -> str:
+        """The scorer's name in an evaluation: itc, clip."""
+
+    @property
+    def matches(self) -> bool:
+        """Whether `matching` works."""
+
+    @property
     def per_image(self) -> int:
         """Q."""
 
@@ -40,4 +48,4 @@ class QueryEncoder(Protocol):
         """Scores (N, M) of the images in `rows` and texts: the maximum over an image's embeddings of the dot product."""
 
     def matching(self, features: "Features", rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
-        """ITM logits (n,) of pairs (n, 2) of positions in `rows` and `texts`. QfError if the encoder cannot match."""
+        """ITM logits (n,) of pairs (n, 2) of positions in `rows` and `texts`. QfError unless the encoder `matches`."""

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from qf.pipeline.encoders.text import TextModel
-from qf.pipeline.errors import QfError
+from qf.pipeline.errors import EncoderError, QfError
 from qf.pipeline.features.codecs import decode
 from qf.pipeline.features.reader import Features
 from qf.retrieval.encode.qformer import open_run
-from qf.retrieval.evaluate import evaluate_retrieval
+from qf.retrieval.evaluate import evaluate_retrieval, scorers
 
 from conftest import run_extract  # isort: skip
 
@@ -21,7 +21,7 @@ def run(trained):
 
 def test_every_scorer_against_a_plain_count(trained, run):
     features = Features(trained / "features")
-    result = evaluate_retrieval(features, "val", [run], CPU, rerank_at=3)
+    result = evaluate_retrieval(features, "val", scorers(features, run, CPU), rerank_at=3)
     rows = features.rows("val")
     texts = [(n, c) for n, row in enumerate(rows) for c in features.captions[row]]
     assert (result.images, result.texts) == (len(rows), len(texts))
@@ -59,10 +59,31 @@ def test_a_split_without_images_is_named(trained, run):
     with pytest.raises(
         QfError, match=r"no images in the split test \(it has 12 train, 12 val\); choose another --split"
     ):
-        evaluate_retrieval(Features(trained / "features"), "test", [run], CPU, 3)
+        evaluate_retrieval(Features(trained / "features"), "test", [run], rerank_at=3)
 
 
 def test_without_run_and_text_model_there_is_nothing_to_measure(pictures, onnx_folder, tmp_path):
     features = run_extract(pictures, onnx_folder, tmp_path / "features")
     with pytest.raises(QfError, match="no text model and there is no run yet"):
-        evaluate_retrieval(features, "val", [], CPU, 0)
+        scorers(features, None, CPU)
+
+
+def test_the_encoders_own_row_comes_first_and_is_never_reranked(trained, run):
+    features = Features(trained / "features")
+    assert [encoder.name for encoder in scorers(features, run, CPU)] == ["clip", "itc"]
+    alone = evaluate_retrieval(features, "val", scorers(features, None, CPU), rerank_at=3)
+    assert list(alone.to_json()) == ["split", "images", "texts", "clip"]
+    both = evaluate_retrieval(features, "val", scorers(features, run, CPU), rerank_at=3)
+    assert list(both.to_json()) == ["split", "images", "texts", "clip", "itc", "itc+itm@3", "rerank_seconds"]
+
+
+def test_a_run_is_measured_without_the_encoder_that_made_its_features(trained, run, monkeypatch):
+    def gone(*_):
+        raise EncoderError("encoder some: no such folder")
+
+    monkeypatch.setattr("qf.pipeline.encoders.text.TextModel", gone)
+    features, said = Features(trained / "features"), []
+    assert scorers(features, run, CPU, said.append) == [run]
+    assert said == ["no zero-shot row: encoder some: no such folder"]
+    with pytest.raises(EncoderError, match="no such folder"):
+        scorers(features, None, CPU)
