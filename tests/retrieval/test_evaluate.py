@@ -19,7 +19,7 @@ def run(trained):
     return open_run(trained / "runs" / "stage1", CPU, "float32")
 
 
-def test_every_scorer_against_a_plain_count(trained, run):
+def test_every_scorer_agrees_with_a_plain_count(trained, run):
     features = Features(trained / "features")
     result = evaluate_retrieval(features, "val", scorers(features, run, CPU), rerank_at=3)
     rows = features.rows("val")
@@ -27,7 +27,7 @@ def test_every_scorer_against_a_plain_count(trained, run):
     assert (result.images, result.texts) == (len(rows), len(texts))
 
     def r_at_1(score):
-        """Of each text, whether no other image scores as much as its own."""
+        """The share of texts whose own image scores more than every other image, in percent."""
         found = [all(score(own, t) > score(i, t) for i in range(len(rows)) if i != own) for own, t in texts]
         return round(100 * sum(found) / len(texts), 2)
 

@@ -74,7 +74,7 @@ def test_a_decisive_patch_lights_up(run, place):
     assert found.evidence.max() > 10 * np.delete(found.evidence.ravel(), place).max()
 
 
-def test_scores_are_those_of_search(run):
+def test_the_scores_equal_those_of_search(run):
     shown = picture(4)
     found = explain(run, shown, "a blue pole")
     model, tokens = run.embedder.model, run.embedder.tokens
@@ -165,7 +165,7 @@ def test_the_drawing_is_hot_where_the_patch_is(run, tmp_path):
         page = np.asarray(drawn.convert("RGB")).astype(float)
     inch = page.shape[1] / heatmaps.WIDTH
     panel = (heatmaps.WIDTH - 2 * heatmaps.MARGIN - 2 * heatmaps.GAP) / 3
-    left = heatmaps.MARGIN + panel + heatmaps.GAP  # of the panel with the answering query
+    left = heatmaps.MARGIN + panel + heatmaps.GAP  # edge of the panel with the answering query
     # below the caption, cut to three lines
     top = heatmaps.MARGIN + 3 * heatmaps.LINE + heatmaps.SCORES + heatmaps.TITLE
     height = panel * ROWS / COLUMNS

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qf.retrieval.index.store import flat
+from qf.retrieval.index.vectors import flat
 from qf.retrieval.search import Ranking, best_distinct, nearest_images, reorder
 
 
@@ -25,7 +25,7 @@ def naive(vectors, queries, k):
     st.integers(1, 35),
     st.integers(0, 2**32 - 1),
 )
-def test_the_k_best_distinct_items_in_a_defined_order(items, per_item, width, queries, k, seed):
+def test_the_k_best_distinct_items_come_in_a_defined_order(items, per_item, width, queries, k, seed):
     draw = np.random.default_rng(seed)
     vectors = draw.integers(-2, 3, (items, per_item, width)).astype(np.float32)  # few values: many ties
     asked = draw.integers(-2, 3, (queries, width)).astype(np.float32)
@@ -35,8 +35,7 @@ def test_the_k_best_distinct_items_in_a_defined_order(items, per_item, width, qu
     assert hits.scores.tolist() == scores
 
 
-def test_one_item_that_fills_the_first_lists_hides_nobody():
-    """An item owning all the best vectors must not crowd out the others."""
+def test_an_item_with_all_the_best_vectors_does_not_hide_the_others():
     vectors = np.zeros((50, 8, 4), np.float32)
     vectors[7] = 5.0
     vectors[:, 0, 0] += np.arange(50) / 100
@@ -44,7 +43,7 @@ def test_one_item_that_fills_the_first_lists_hides_nobody():
     assert hits.items.tolist() == [7, 49, 48, 47, 46]
 
 
-def test_real_embeddings_equal_the_full_matrix():
+def test_search_among_unit_vectors_equals_the_full_score_matrix():
     draw = np.random.default_rng(0)
     vectors = draw.normal(size=(500, 16, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -54,7 +53,7 @@ def test_real_embeddings_equal_the_full_matrix():
         assert best_distinct(index, query, 10, 16).items.tolist() == naive(vectors, query, 10)[0]
 
 
-def test_nothing_to_find():
+def test_an_empty_index_gives_no_hits():
     index = flat(np.zeros((0, 4), np.float32))
     assert len(best_distinct(index, np.ones((1, 4), np.float32), 3, 1).items) == 0
 

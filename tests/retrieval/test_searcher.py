@@ -2,19 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from qf.pipeline.config import ComputeOptions
 from qf.pipeline.encoders.picture import encode_picture
 from qf.pipeline.encoders.text import TextModel
-from qf.pipeline.errors import EncoderError, QfError
+from qf.pipeline.errors import EncoderError, QfError, UsageError
 from qf.pipeline.features.reader import Features
 from qf.pipeline.workspace import Workspace
+from qf.retrieval.config import SearchOptions
 from qf.retrieval.searcher import open_searcher, untrained_searcher
-from qf.retrieval.sheet import contact_sheet
 
 from conftest import COLOURS, draw, run_extract  # isort: skip
 
@@ -31,23 +32,23 @@ def test_a_text_finds_what_it_was_trained_on(searcher):
     assert sum(key.startswith(colour) for key, colour in zip(best, COLOURS, strict=True)) >= 3
 
 
-def test_hits_are_ranked_and_say_what_they_show(searcher, trained):
+def test_hits_come_in_the_order_of_the_full_score_matrix(searcher, trained):
     hits = searcher.text("a red bar", 5)
-    assert [a.rank for a in hits] == [1, 2, 3, 4, 5]
-    assert all(a.score >= b.score for a, b in zip(hits, hits[1:], strict=False))
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+    assert all(first.score >= second.score for first, second in zip(hits, hits[1:], strict=False))
     assert set(hits[0].to_json()) == {"rank", "key", "score", "image", "captions"}
     features = Features(trained / "features")
     image = searcher.encoder.embedder.images(features, features.rows()).numpy()
     text = searcher.encoder.embedder.texts(["a red bar"]).numpy()[0]
     naive = (image @ text).max(1)
-    assert [a.key for a in hits] == [features.keys[i] for i in np.argsort(-naive, kind="stable")[:5]]
+    assert [hit.key for hit in hits] == [features.keys[i] for i in np.argsort(-naive, kind="stable")[:5]]
 
 
 def test_reranking_orders_by_matching_plus_first_score(searcher):
-    first = {a.key: a.score for a in searcher.text("the square is blue", 8)}
+    first = {hit.key: hit.score for hit in searcher.text("the square is blue", 8)}
     hits = searcher.text("the square is blue", 8, rerank=3)
-    assert {a.key: a.itc for a in hits} == first
-    assert [a.score for a in hits] == sorted((a.score for a in hits), reverse=True)
+    assert {hit.key: hit.itc for hit in hits} == first
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert hits[0].score == pytest.approx(hits[0].itc + hits[0].itm, abs=1e-4)
     assert {"itc", "itm"} < set(hits[0].to_json())
 
@@ -56,8 +57,8 @@ def test_a_picture_finds_itself_and_its_captions(searcher, tmp_path):
     draw("green", "pole").save(tmp_path / "query.png")
     assert searcher.image(tmp_path / "query.png", 3)[0].key == "green-pole-0.png"
     texts = searcher.captions(tmp_path / "query.png", 4)
-    assert all(len(a.captions) == 1 for a in texts)
-    assert any("green" in a.captions[0] for a in texts)
+    assert all(len(hit.captions) == 1 for hit in texts)
+    assert any("green" in hit.captions[0] for hit in texts)
 
 
 def test_a_query_picture_is_prepared_as_the_features_were(pictures, clip_folder, tmp_path):
@@ -71,48 +72,76 @@ def test_a_query_picture_is_prepared_as_the_features_were(pictures, clip_folder,
         searcher.image(tmp_path / "query.png", 1)
 
 
-def test_before_training_the_encoders_own_space_is_searched(features, clip_folder, tmp_path):
+def test_before_training_search_uses_the_encoders_own_joint_space(features, clip_folder, tmp_path):
     searcher = untrained_searcher(features, ON)
     text = TextModel(features.encoder, CPU).encode(["a red bar"])[0]
     naive = features.pooled @ text
-    assert [a.key for a in searcher.text("a red bar", 4)] == [features.keys[i] for i in np.argsort(-naive)[:4]]
+    assert [hit.key for hit in searcher.text("a red bar", 4)] == [features.keys[i] for i in np.argsort(-naive)[:4]]
     draw("red", "bar").save(tmp_path / "query.png")
     assert searcher.image(tmp_path / "query.png", 1)[0].key == "red-bar-0.png"
     captions = [caption for some in features.captions for caption in some]
     query = encode_picture(tmp_path / "query.png", features.encoder, CPU).pooled.numpy()[0]
     naive = TextModel(features.encoder, CPU).encode(captions) @ query
     first = searcher.captions(tmp_path / "query.png", 3)
-    assert [a.captions for a in first] == [[captions[i]] for i in np.argsort(-naive, kind="stable")[:3]]
+    assert [hit.captions for hit in first] == [[captions[i]] for i in np.argsort(-naive, kind="stable")[:3]]
     with pytest.raises(QfError, match="needs a trained model.*qf train"):
         searcher.text("x", 1, rerank=3)
 
 
-def test_a_text_longer_than_the_encoders_text_model_reads_is_truncated_with_a_warning(features, caplog):
-    searcher = untrained_searcher(features, ON)
-    searcher.text("a red bar", 1)
-    assert caplog.text == ""
-    searcher.text("a red bar " * 9, 1)
-    assert "the text is truncated: the encoder's text model reads its first 16 tokens" in caplog.text
-
-
-def test_an_encoder_without_text_says_to_train(pictures, onnx_folder, tmp_path):
+def test_before_training_an_encoder_without_joint_space_is_refused(pictures, onnx_folder, tmp_path):
     with pytest.raises(EncoderError, match="no joint space.*qf train"):
         untrained_searcher(run_extract(pictures, onnx_folder, tmp_path / "features"), ON)
 
 
-def test_wrong_queries(searcher, tmp_path):
+def test_an_empty_text_is_refused(searcher):
     with pytest.raises(QfError, match="the query is empty"):
         searcher.text("  ", 3)
+
+
+def test_a_query_file_that_is_no_picture_is_refused(searcher, tmp_path):
     (tmp_path / "x.jpg").write_text("no picture")
     with pytest.raises(QfError, match=r"x\.jpg: not an image"):
         searcher.image(tmp_path / "x.jpg", 3)
 
 
-def test_a_contact_sheet_shows_every_hit(searcher, tmp_path):
-    searches = [(query, searcher.text(query, 4)) for query in ("a red bar", "a very long query " * 9_000)]
-    contact_sheet(searches, tmp_path / "sheet.png", [searches[0][1][0].key, "none"])
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
-        assert sheet.width > 4 * 160
-    assert (pixels == (38, 140, 70)).all(1).sum() > 1000  # the frame of what was wanted
-    assert (np.abs(pixels.astype(int) - COLOURS["red"]).sum(1) < 30).any()
+def test_the_options_choose_what_is_searched(searcher, tmp_path):
+    draw("green", "pole").save(tmp_path / "query.png")
+    picture = SearchOptions(image=tmp_path / "query.png", k=3)
+    assert searcher.search("a red bar", SearchOptions(k=3)) == searcher.text("a red bar", 3)
+    assert searcher.search("a red bar", SearchOptions(k=3, rerank=5)) == searcher.text("a red bar", 3, 5)
+    assert searcher.search(None, picture) == searcher.image(tmp_path / "query.png", 3)
+    assert searcher.search(None, replace(picture, find="text")) == searcher.captions(tmp_path / "query.png", 3)
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "message"),
+    [
+        (None, SearchOptions(), "give either a text"),
+        ("a red bar", SearchOptions(image=Path("x.png")), "give either a text"),
+        ("a red bar", SearchOptions(find="text"), "--find text finds captions for a picture"),
+        (None, SearchOptions(image=Path("x.png"), rerank=3), "--rerank matches pictures with a text"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(searcher, query, options, message):
+    with pytest.raises(UsageError, match=message):
+        searcher.search(query, options)
+
+
+def test_a_hit_is_printed_with_its_scores_and_first_caption(searcher):
+    (hit,) = searcher.text("a red bar", 1)
+    assert str(hit) == f"  1  {hit.score:7.3f}  {hit.image}  {hit.captions[0]}"
+    (hit,) = searcher.text("a red bar", 1, rerank=3)
+    scores = f"(itc {hit.itc:.3f}, itm {hit.itm:.3f})"
+    assert str(hit) == f"  1  {hit.score:7.3f}  {scores}  {hit.image}  {hit.captions[0]}"
+
+
+def test_a_workspace_without_a_run_is_searched_with_a_warning(features, tmp_path, caplog):
+    shutil.copytree(features.folder, tmp_path / "features")
+    assert len(open_searcher(Workspace(tmp_path), ON).text("a red bar", 3)) == 3
+    assert "no trained model yet: searching by the encoder's own embeddings" in caplog.text
+
+
+def test_a_run_without_an_index_is_refused(trained, tmp_path):
+    work = shutil.copytree(trained, tmp_path / "work", ignore=shutil.ignore_patterns("index"))
+    with pytest.raises(QfError, match="has a trained run but no finished index; build it with `qf index`"):
+        open_searcher(Workspace(work), ON)

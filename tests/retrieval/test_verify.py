@@ -1,4 +1,4 @@
-"""`qf verify`: sound artifacts pass, and whatever is changed in one is found."""
+"""`qf verify`: sound artifacts pass, and every change in one is found."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def parts(workspace):
     return [workspace / "features", workspace / "runs" / "stage1", workspace / "index"]
 
 
-def test_what_qf_wrote_is_sound(trained):
+def test_artifacts_that_qf_wrote_are_sound(trained):
     for part in parts(trained):
         found = verify(part)
         assert found.problems == []
@@ -32,7 +32,7 @@ def test_what_qf_wrote_is_sound(trained):
 
 
 @pytest.mark.parametrize("harm", ["missing", "shorter", "changed"])
-def test_every_file_of_every_artifact_is_watched(copy, harm):
+def test_harm_to_any_file_of_any_artifact_is_found(copy, harm):
     for part in parts(copy):
         manifest = json.loads((part / "manifest.json").read_text())
         for file in manifest.get("shards") or manifest["files"]:
@@ -50,7 +50,7 @@ def test_every_file_of_every_artifact_is_watched(copy, harm):
         assert verify(part).problems == []
 
 
-def test_counts_are_compared(copy):
+def test_counts_that_differ_from_the_manifest_are_found(copy):
     features = copy / "features"
     manifest = json.loads((features / "manifest.json").read_text())
     reject = json.dumps({"key": "two\u2028lines", "image": "", "reason": ""}, ensure_ascii=False)
@@ -76,8 +76,8 @@ def test_records_are_counted_shard_by_shard(copy):
     ]
 
 
-def test_tokens_that_are_no_numbers_are_found(copy):
-    """A shard whose checksum is right and whose content is not."""
+def test_tokens_that_are_not_finite_are_found(copy):
+    """The shard has the right checksum and a wrong content."""
     features = copy / "features"
     manifest = json.loads((features / "manifest.json").read_text())
     path = features / manifest["shards"][0]["file"]

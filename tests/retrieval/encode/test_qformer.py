@@ -1,0 +1,50 @@
+"""A trained run as a query encoder."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from qf.pipeline.errors import ArtifactError
+from qf.pipeline.features.codecs import decode
+from qf.pipeline.features.reader import Features
+from qf.retrieval.encode.qformer import check_features, open_run
+
+from conftest import run_extract  # isort: skip
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return open_run(trained / "runs" / "stage1", CPU, "float32")
+
+
+def test_matching_gives_the_logit_of_each_pair(run, trained):
+    features, rows, texts = Features(trained / "features"), np.array([5, 2]), ["a red bar", "a blue pole"]
+    pairs = np.array([[1, 0], [0, 1], [1, 1]])
+    model, tokens = run.embedder.model, run.embedder.tokens
+    with torch.no_grad():
+        images = [model.encode_image(decode(features.read(rows[n : n + 1]))) for n in range(2)]
+        naive = [model.match(images[n], torch.tensor([0]), *tokens([texts[m]], 32))[0, 1].item() for n, m in pairs]
+    assert run.matches
+    assert run.matching(features, rows, texts, pairs) == pytest.approx(naive, abs=1e-5)
+
+
+def test_a_text_longer_than_the_model_reads_is_truncated_with_a_warning(run, caplog):
+    with caplog.at_level(logging.WARNING):
+        run.query("a red bar")
+        assert caplog.text == ""
+        run.query("red " * 99)
+    assert "the text has 101 tokens and is truncated: the model reads the first 32" in caplog.text
+
+
+def test_features_of_another_encoder_are_refused(run, pictures, onnx_folder, tmp_path):
+    other = run_extract(pictures, onnx_folder, tmp_path / "features")
+    with pytest.raises(ArtifactError, match=r"trained on features of encoder .* \(sha256 \w{12}\).*qf train --name"):
+        check_features(run, other)
+
+
+def test_an_unfinished_run_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="qf train"):
+        open_run(tmp_path / "runs" / "none", CPU, "float32")

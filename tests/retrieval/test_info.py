@@ -1,0 +1,49 @@
+"""`qf info`: what an artifact is, from its manifest alone."""
+
+import json
+
+import pytest
+from qf.pipeline.errors import ArtifactError
+from qf.retrieval.info import info
+
+
+def part(trained, kind):
+    return trained / {"features": "features", "run": "runs/stage1", "index": "index"}[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("features", ["from", "encoder", "holds", "on disk"]),
+        ("run", ["model", "trained", "losses", "features", "best"]),
+        ("index", ["holds", "from"]),
+    ],
+)
+def test_each_kind_of_artifact_is_described_line_by_line(trained, kind, names):
+    first, *lines = str(info(part(trained, kind))).splitlines()
+    assert first == f"{part(trained, kind)}: {kind}"
+    assert [line[2:11].rstrip() for line in lines] == names
+
+
+def test_the_text_has_the_figures_of_the_artifact(trained):
+    assert "24 images (12 train, 12 val), 48 captions" in str(info(part(trained, "features")))
+    assert "4 queries, from scratch" in str(info(part(trained, "run")))
+    assert "24 images as 96 vectors, 48 texts (flat)" in str(info(part(trained, "index")))
+
+
+@pytest.mark.parametrize("kind", ["features", "run", "index"])
+def test_the_json_is_the_manifest(trained, kind):
+    manifest = json.loads((part(trained, kind) / "manifest.json").read_text())
+    assert info(part(trained, kind)).to_json() == manifest
+
+
+def test_an_unknown_kind_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": "recipes", "version": 1}))
+    with pytest.raises(ArtifactError, match="'recipes', which this version of qf does not know"):
+        info(tmp_path)
+
+
+def test_a_manifest_that_lacks_a_field_of_its_kind_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": "index", "version": 1, "images": 3}))
+    with pytest.raises(ArtifactError, match="not a manifest that this version of qf understands"):
+        info(tmp_path)
