@@ -85,14 +85,14 @@ def demo(folder: Path, options: DemoOptions, on: ComputeOptions, watch: Watch) -
     evaluated = evaluate(workspace, EvalOptions(split="test", rerank=RERANK), RUN, on, watch.say)
     watch.say("searching")
     searcher = open_searcher(workspace, on)
-    searches, right = [], []
+    searches, wanted = [], []
     for row in np.random.default_rng(options.seed).choice(features.rows("test"), SEARCHES, replace=False):
         query = features.captions[row][0]
         searches.append((query, searcher.text(query, HITS, RERANK)))
-        right.append(features.keys[row])
-    contact_sheet(searches, folder / "demo.png", right)
+        wanted.append(features.keys[row])
+    contact_sheet(searches, folder / "demo.png", wanted)
     found = [
         {"query": query, "wanted": key, "hits": [hit.to_json() for hit in hits]}
-        for (query, hits), key in zip(searches, right, strict=True)
+        for (query, hits), key in zip(searches, wanted, strict=True)
     ]
     return Demonstrated(extracted, trained, indexed, evaluated, found, str(folder / "demo.png"))

@@ -111,7 +111,7 @@ def reranked(encoder: QueryEncoder, features: Features, data: RetrievalSet, scor
     asked = torch.zeros(scores.shape, dtype=torch.bool)
     asked.T.scatter_(1, images_of, True)
     asked.scatter_(1, texts_of, True)
-    pairs = asked.nonzero()  # each pair is matched once, in whichever direction it was asked
+    pairs = asked.nonzero()  # (n, 2), each pair once, even if it was asked in both directions
     matching = torch.zeros(scores.shape)
     matching[asked] = torch.from_numpy(encoder.matching(features, data.rows, data.texts, pairs.numpy()))
     to_image = rerank(scores.T, images_of, matching.T.gather(1, images_of)).T

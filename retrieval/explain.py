@@ -52,11 +52,10 @@ class Explanation:
     pixels: np.ndarray  # (3, height, width) uint8, as the encoder sees it
     grid: Grid
     scores: np.ndarray  # (Q,) dot product of each query with the text; the greatest is the ITC score
-    attention: (
-        np.ndarray
-    )  # (Q, rows, columns) share of each query's attention; the rest is on the tokens before the patches
+    # share of each query's attention; the tokens before the patches get the rest
+    attention: np.ndarray  # (Q, rows, columns)
     match: float  # the matching logit (ITM), which `qf search --rerank` adds to the ITC score
-    probability: float  # of a match
+    probability: float  # that they match
     evidence: np.ndarray  # (rows, columns) evidence for a match, in its own unit
 
     @property

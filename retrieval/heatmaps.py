@@ -18,8 +18,8 @@ from .explain import Explanation
 WIDTH, MARGIN, GAP = 11.0, 0.4, 0.3
 LINE, SCORES, TITLE, BAR, TILE_TITLE = 0.3, 0.5, 0.3, 0.75, 0.24
 PANELS, TILES = 3, 8  # in a row
-LETTERS, LINES = 80, 3  # of the caption
-NAME = 60  # letters of the picture's name
+LETTERS, LINES = 80, 3  # the caption's: letters in a line, lines
+NAME = 60  # letters shown of the picture's name
 FAINT, ANSWER = "#666666", "#268c46"
 COLOURS = "inferno"
 
@@ -96,8 +96,9 @@ def _show(axes: Axes, pixels: np.ndarray) -> None:
 
 
 def _overlay(axes: Axes, e: Explanation, heat: np.ndarray, ground: float = 0.0) -> Any:
-    """`heat` (rows, columns) over the picture in grey, the more opaque the hotter above `ground`; full colour takes twice
-    that at least, so that what is even stays grey."""
+    """Draw `heat` (rows, columns) over the picture in grey. Heat further above `ground` is more opaque.
+
+    Full colour takes at least twice `ground`, so that even attention stays grey. Returns the image that a colour bar needs."""
     _show(axes, e.pixels.mean(0) * 0.8)
     grid, top = e.grid, max(heat.max(), 2 * ground) or 1.0
     fine = _smooth(heat, grid.side)
@@ -114,13 +115,13 @@ def _overlay(axes: Axes, e: Explanation, heat: np.ndarray, ground: float = 0.0) 
 
 
 def _smooth(heat: np.ndarray, side: int) -> np.ndarray:
-    """(rows, columns) -> (rows * side, columns * side) by straight lines between the middles of the patches."""
+    """(rows, columns) -> (rows * side, columns * side), linear between the middles of the patches."""
     rows, columns = (_weights(count, side) for count in heat.shape)
     return rows @ heat @ columns.T
 
 
 def _weights(count: int, side: int) -> np.ndarray:
-    """(count * side, count): how much each patch of a row counts for each pixel of it."""
+    """(count * side, count): the weight of each patch of a row in each pixel of that row."""
     at = ((np.arange(count * side) + 0.5) / side - 0.5).clip(0, count - 1)
     return (1 - np.abs(at[:, None] - np.arange(count))).clip(0)
 

@@ -20,8 +20,10 @@ class Ranking:
 
 
 def best_distinct(index: Any, queries: np.ndarray, k: int, per_item: int) -> Ranking:
-    """The k items with the greatest maximum over `queries` (n, E) x the item's vectors; item i owns the vectors
-    i * per_item … of `index`. Exact: what FAISS returns is widened until no item can be missing, then scored again."""
+    """The k items with the greatest score, which is the maximum over `queries` (n, E) and over the item's vectors.
+
+    Item i owns `per_item` vectors of `index`, from i * per_item on. The result is exact: the FAISS search is widened until no
+    item can be missing. Then the items that it found are scored again."""
     total = index.ntotal // per_item
     k = min(k, total)
     if k <= 0:
@@ -31,7 +33,7 @@ def best_distinct(index: Any, queries: np.ndarray, k: int, per_item: int) -> Ran
         scores, vectors = index.search(np.ascontiguousarray(queries, np.float32), wanted)
         best = _best_per_item(scores, vectors // per_item)
         kth = np.partition(best[1], -k)[-k] if len(best[0]) >= k else -np.inf
-        # all that is missing lies below the last score of every query's list
+        # every missing item scores below the last entry of each query's list
         if wanted == index.ntotal or scores[:, -1].max() < kth - SAME:
             break
         wanted = min(index.ntotal, 2 * wanted)
@@ -55,9 +57,10 @@ def _score(index: Any, queries: np.ndarray, item: int, per_item: int) -> float:
 
 
 def nearest_images(index: Any, query: np.ndarray, k: int, per_item: int) -> Ranking:
-    """The k images most like the picture `query` (Q, E): the mean over queries of the dot product, query by query.
+    """The k images most like the picture `query` (Q, E). The score is the mean over the Q queries of their dot products.
 
-    Each query has its own role in every image, so that queries are compared with their own kind. Exact, over all images."""
+    Query q of one picture is compared only with query q of another, because each query has its own role. The search is exact,
+    over all images."""
     vectors = index.reconstruct_n(0, index.ntotal).reshape(-1, query.size)  # (N, Q * E)
     scores = vectors @ query.reshape(-1).astype(np.float32) / per_item
     order = np.lexsort((np.arange(len(scores)), -scores))[:k]
@@ -65,7 +68,9 @@ def nearest_images(index: Any, query: np.ndarray, k: int, per_item: int) -> Rank
 
 
 def reorder(hits: Ranking, matching: np.ndarray) -> tuple[Ranking, np.ndarray]:
-    """Ranking by matching score plus first score, as BLIP-2 ranks; `matching` (k,) in the order of `hits`. Also the order."""
+    """Rank by matching score plus first score, as BLIP-2 does. `matching` (k,) is in the order of `hits`.
+
+    Returns the new ranking, and the position (k,) in `hits` of each of its items."""
     scores = matching + hits.scores
     order = np.lexsort((hits.items, -scores))
     return Ranking(hits.items[order], scores[order]), order

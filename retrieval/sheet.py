@@ -12,13 +12,15 @@ from .searcher import Hit
 
 TILE, GAP, HEAD, FOOT = 160, 12, 30, 64
 COLUMNS, CAPTION = 6, 3  # tiles in a row, lines of a caption
-PAPER, INK, FAINT, RIGHT = (255, 255, 255), (25, 25, 25), (110, 110, 110), (38, 140, 70)
+PAPER, INK, FAINT, WANTED = (255, 255, 255), (25, 25, 25), (110, 110, 110), (38, 140, 70)
 
 
 def contact_sheet(
-    searches: Sequence[tuple[str, Sequence[Hit]]], path: Path, right: Sequence[str] | None = None
+    searches: Sequence[tuple[str, Sequence[Hit]]], path: Path, wanted: Sequence[str] | None = None
 ) -> None:
-    """Draw each search: its query, and its hits in rows. `right` holds the key that each search should find; its tile gets a frame."""
+    """Draw each search: its query, and its hits in rows.
+
+    `wanted` holds the key that each search should find. The tile of that key gets a frame."""
     columns = min(COLUMNS, max((len(hits) for _, hits in searches), default=1))
     large, small = ImageFont.load_default(16), ImageFont.load_default(11)
     rows = [-(-len(hits) // columns) for _, hits in searches]
@@ -32,8 +34,8 @@ def contact_sheet(
             x = GAP + place % columns * (TILE + GAP)
             y = top + HEAD + place // columns * (TILE + FOOT + GAP)
             _paste(sheet, hit.thumbnail, x, y)
-            if right is not None and hit.key == right[number]:
-                draw.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=RIGHT, width=4)
+            if wanted is not None and hit.key == wanted[number]:
+                draw.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=WANTED, width=4)
             draw.text((x, y + TILE + 4), f"{hit.rank}.  {hit.score:.3f}", FAINT, small)
             caption = _lines(hit.captions[0] if hit.captions else "", TILE, CAPTION, small)
             draw.multiline_text((x, y + TILE + 19), caption, INK, small, spacing=2)
@@ -53,7 +55,7 @@ def _paste(sheet: Image.Image, jpeg: bytes, x: int, y: int) -> None:
 
 
 def _lines(text: str, width: int, count: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The text in at most `count` lines of that width, broken between words, cut with an ellipsis where it is longer."""
+    """The text in at most `count` lines of that width. Lines break between words; a longer text ends in an ellipsis."""
     rest = " ".join(text[: 4 * width].split())
 
     def fitting(end: str = "") -> int:
@@ -63,7 +65,7 @@ def _lines(text: str, width: int, count: int, font: ImageFont.ImageFont | ImageF
     lines: list[str] = []
     while rest and len(lines) < count:
         fits = fitting()
-        if fits < len(rest) and len(lines) + 1 == count:  # the last line says that there is more
+        if fits < len(rest) and len(lines) + 1 == count:  # the text goes on after the last line
             lines.append(rest[: fitting("…")].rstrip() + "…")
             break
         space = rest.rfind(" ", 0, fits + 1)

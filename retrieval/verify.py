@@ -28,7 +28,7 @@ CURES = {
     "run": "train again with --overwrite",
     "index": "rebuild it with `qf index`",
 }
-ROWS = 256  # of the features that are checked at a time
+ROWS = 256  # rows of the features that are checked at a time
 
 
 @dataclass(frozen=True)

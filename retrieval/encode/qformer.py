@@ -104,8 +104,9 @@ def check_features(run: Run, features: "Features") -> None:
     trained, given = run.manifest["encoder"], features.encoder
     if name := first_difference(trained, given, SAME_FEATURES):
         raise ArtifactError(
-            f"run {run.folder} was trained on features of encoder {trained['id']} ({name} {_short(trained[name])}); those in "
-            f"{features.folder} are of {given['id']} ({name} {_short(given[name])}); train on them with `qf train --name NAME`"
+            f"run {run.folder} was trained on features of encoder {trained['id']} ({name} {_short(trained[name])}); the "
+            f"features in {features.folder} are of encoder {given['id']} ({name} {_short(given[name])}); train on these with "
+            "`qf train --name NAME`"
         )
 
 

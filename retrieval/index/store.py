@@ -40,7 +40,7 @@ class Index:
         return int(self.rows.num_rows)
 
     def rows_of(self, items: np.ndarray) -> list[dict[str, Any]]:
-        """The rows of these items (n,), as dicts. Not by `take`: it joins the chunks, and fails at 2 GiB of thumbnails."""
+        """The rows of these items (n,), as dicts. `take` would join the chunks, and fail at 2 GiB of thumbnails."""
         return [row for item in items.tolist() for row in self.rows.slice(item, 1).to_pylist()]
 
 
