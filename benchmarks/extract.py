@@ -2,21 +2,21 @@
 
     python benchmarks/extract.py PHOTOS [--encoder vit-b32|vit-l14|FOLDER|ID] [--copies 6] [--device auto] [--precision auto]
 
-PHOTOS is a folder of pictures; copies of them make the run long enough. Same model, batch size and precision, one process, in
-turns. Encoders `vit-b32` and `vit-l14` are CLIP's vision models of those sizes with random weights, which cost what trained ones do.
+PHOTOS is a folder of pictures; copies of them make the run long enough. Both take turns in one process, with the same model, batch
+size and precision. Encoders `vit-b32` and `vit-l14` are CLIP vision models of these sizes. Their weights are random, which costs as
+much time as trained ones.
 Prints one JSON object."""
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import SIZES, device_name, random_clip, seconds_a_call
 from qf.pipeline.config import ExtractOptions
 from qf.pipeline.datasets.read import read
 from qf.pipeline.device import autocast, resolve_device, resolve_precision
@@ -25,22 +25,6 @@ from qf.pipeline.encoders.transformers import TransformersEncoder
 from qf.pipeline.extract.extract import extract
 from qf.pipeline.features.codecs import CODECS
 from qf.pipeline.images import load_image
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-SIZES: dict[str, dict[str, int]] = {
-    "vit-b32": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 32},
-    "vit-l14": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14},
-}  # fmt: skip
-
-
-def random_clip(size: str, folder: Path) -> str:
-    """A vision model of CLIP's layout, never trained; the folder's name."""
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(**SIZES[size], image_size=224, projection_dim=512)  # type: ignore[arg-type]
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessorPil().save_pretrained(folder)
-    return str(folder)
 
 
 def dataset_of(photos: Path, copies: int, folder: Path) -> Path:
@@ -59,23 +43,16 @@ def dataset_of(photos: Path, copies: int, folder: Path) -> Path:
 
 @torch.inference_mode()
 def bare(encoder: TransformersEncoder, pixels: np.ndarray, seconds: float) -> float:
-    """Images/s of the model alone, on a batch that lies ready on the device."""
+    """Images/s of the model alone, on a batch that is already on the device."""
     values = torch.from_numpy(pixels).to(encoder.device).float()
     values = (values * encoder.preprocessing.rescale_factor - encoder.mean) / encoder.std
 
-    def wait() -> None:
-        if encoder.device.type == "cuda":
-            torch.cuda.synchronize(encoder.device)
-
-    count = 0
-    wait()
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    def forward() -> None:
         with autocast(encoder.device, encoder.dtype):
             encoder.model(pixel_values=values)
-        wait()
-        count += len(pixels)
-    return count / (time.perf_counter() - began)
+
+    forward()  # warm-up
+    return len(pixels) / seconds_a_call(forward, encoder.device, seconds)
 
 
 def main() -> None:
@@ -103,7 +80,6 @@ def main() -> None:
         records = read(source).records
         first = [load_image(folder / "photos" / record.image) for record in records[: arguments.batch_size]]
         pixels = np.stack([encoder.preprocessing(image) for image in first])
-        bare(encoder, pixels, 1.0)  # warm
         turns: list[dict[str, Any]] = []
         for _ in range(arguments.turns):
             alone = bare(encoder, pixels, arguments.seconds)
@@ -120,7 +96,7 @@ def main() -> None:
         json.dumps(
             {
                 "encoder": name,
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores",
+                "device": device_name(device),
                 "precision": str(dtype).removeprefix("torch."),
                 "batch_size": arguments.batch_size,
                 "images": len(records),

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import random_clip
 from qf.data.scenes import make_scene, render
 from qf.pipeline.device import resolve_device
 from qf.pipeline.encoders.load import load_encoder
 from qf.pipeline.encoders.transformers import TransformersEncoder
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 
 def main() -> None:
@@ -32,18 +31,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
-        random_vit(Path(folder))
-        for name, encoder in (("builtin", "builtin"), ("ViT-B/32 size, random", folder)):
+        random = random_clip("vit-b32", Path(folder))
+        for name, encoder in (("builtin", "builtin"), ("ViT-B/32 size, random", random)):
             compare(name, encoder, device, arguments)
-
-
-def random_vit(folder: Path) -> None:
-    """The vision model of CLIP ViT-B/32, never trained."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    config = CLIPVisionConfig(**sizes, image_size=224, patch_size=32, projection_dim=512)
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessorPil().save_pretrained(folder)
 
 
 def compare(name: str, encoder: str, device: torch.device, arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ Before any timing the losses and gradients of both steps are compared in float32
 Each step lives in a process of its own, so that its peak memory is its own (of the process on a CPU, of torch's allocator on CUDA); the
 processes take turns, step by step, so that other work on the machine meets them alike. Prints JSON: medians over the steps, and
 how many times faster qf is than the plain step in the same turn, in the median. FLOP/s: the products that qf's step really does, by
-torch's own counter, beside the best that one large product reaches on the device."""
+torch's own counter, beside the best rate of one large product on the device."""
 
 import argparse
 import csv
@@ -30,119 +30,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import device_name, wait
+from plain import Batch, Plain
 from qf.data.scenes import captions as sample_captions
 from qf.data.scenes import make_scene
 from qf.pipeline.device import autocast, resolve_device, resolve_precision
 from qf.trainer.config import PRESETS, QFormerConfig
-from qf.trainer.objectives import hard_negatives, itc_loss, itm_pairs, similarities, stage1_losses
+from qf.trainer.objectives import itc_loss, stage1_losses
 from qf.trainer.qformer import QFormer
 from qf.trainer.tokens import Tokens
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, Blip2QFormerConfig, CLIPVisionConfig, CLIPVisionModel
-from transformers.models.bert.modeling_bert import BertOnlyMLMHead
-from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 PADDED = 32  # tokens of every text of the plain step
 VOCABULARY = 30_523  # BERT's and [DEC]
 EACH = 5  # captions an image
 CHECKED = 3  # images that the losses are compared on
 RATES = {"lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.05}
-# image_embeds (B, T, W), input_ids, attention_mask (M, L), image_rows (M,)
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-class Plain(nn.Module):
-    """BLIP-2's first stage as LAVIS arranges it, of transformers' modules."""
-
-    def __init__(self, config: QFormerConfig) -> None:
-        super().__init__()
-        sizes = {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.num_hidden_layers,
-            "num_attention_heads": config.num_attention_heads,
-            "intermediate_size": config.intermediate_size,
-            "hidden_dropout_prob": config.hidden_dropout_prob,
-            "attention_probs_dropout_prob": config.attention_probs_dropout_prob,
-            "max_position_embeddings": config.max_position_embeddings,
-            "layer_norm_eps": config.layer_norm_eps,
-        }
-        self.bos_token_id = config.bos_token_id
-        self.post_layernorm = nn.LayerNorm(config.encoder_hidden_size, eps=config.ln_vision_eps)
-        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
-        qformer = Blip2QFormerConfig(
-            **sizes,
-            encoder_hidden_size=config.encoder_hidden_size,
-            cross_attention_frequency=config.cross_attention_frequency,
-            use_qformer_text_input=True,
-        )
-        self.embeddings = Blip2TextEmbeddings(qformer)
-        self.qformer = Blip2QFormerModel(qformer)
-        self.vision_projection = nn.Linear(config.hidden_size, config.embed_dim)
-        self.text_projection = nn.Linear(config.hidden_size, config.embed_dim)
-        self.itm_head = nn.Linear(config.hidden_size, 2)
-        self.cls = BertOnlyMLMHead(BertConfig(**sizes))
-        self.cls.predictions.decoder.weight = self.embeddings.word_embeddings.weight
-        self.cls.predictions.decoder.bias = self.cls.predictions.bias
-        self.temp = nn.Parameter(torch.tensor(0.07))
-
-    def losses(self, batch: Batch, negatives: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
-        """The three losses of N pairs, and their `similarity` (N, N). `batch`: N images (repeated), N texts, whose picture each is.
-
-        `negatives`: rows of images and of texts, both among the N pairs; drawn unless given."""
-        embeds, input_ids, attention_mask, picture = batch
-        image = self.post_layernorm(embeds)
-        queries = self.query_tokens.expand(len(image), -1, -1)
-        query_output = self.qformer(query_embeds=queries, encoder_hidden_states=image).last_hidden_state
-        image_features = F.normalize(self.vision_projection(query_output), dim=-1)
-        text = self.qformer(
-            query_embeds=self.embeddings(input_ids=input_ids), query_length=0, attention_mask=attention_mask
-        ).last_hidden_state
-        text_features = F.normalize(self.text_projection(text[:, 0]), dim=-1)
-        similarity = similarities(image_features, text_features) / self.temp
-        positive = picture[:, None] == picture[None]
-
-        rows = torch.arange(len(image), device=image.device)
-        if negatives is None:
-            negatives = hard_negatives(similarity, positive, rows, rows)
-        pair_images, pair_texts, matches = itm_pairs(positive, rows, rows, negatives)
-        ids, mask = input_ids[pair_texts], attention_mask[pair_texts]
-        queries = self.query_tokens.expand(len(ids), -1, -1)
-        seen = mask.new_ones(queries.shape[:2])
-        matched = self.qformer(
-            query_embeds=self.embeddings(input_ids=ids, query_embeds=queries),
-            query_length=queries.shape[1],
-            attention_mask=torch.cat([seen, mask], 1),
-            encoder_hidden_states=image[pair_images],
-        ).last_hidden_state
-        logits = self.itm_head(matched[:, : queries.shape[1]]).mean(1)
-
-        ids = input_ids.clone()
-        ids[:, 0] = self.bos_token_id
-        queries = self.query_tokens.expand(len(image), -1, -1)
-        spoken = self.qformer(
-            query_embeds=self.embeddings(input_ids=ids, query_embeds=queries),
-            query_length=queries.shape[1],
-            attention_mask=causal_mask(queries.shape[1], attention_mask),
-            encoder_hidden_states=image,
-        ).last_hidden_state
-        words = self.cls(spoken[:, queries.shape[1] :])[:, :-1]
-        labels = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
-        return {
-            "loss_itc": itc_loss(similarity, positive),
-            "loss_itm": F.cross_entropy(logits, matches.long()),
-            "loss_itg": F.cross_entropy(words.flatten(0, 1), labels.flatten(), label_smoothing=0.1),
-            "similarity": similarity,
-        }
-
-
-def causal_mask(queries: int, attention_mask: Tensor) -> Tensor:
-    """(N, L) -> (N, 1, Q + L, Q + L): queries see queries, text sees queries and earlier text."""
-    length = queries + attention_mask.shape[1]
-    mask = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
-    mask[:queries, :queries] = True
-    return mask[None, None] & F.pad(attention_mask.bool(), (queries, 0), value=True)[:, None, None]
 
 
 def as_pairs(batch: Batch) -> Batch:
@@ -276,8 +181,7 @@ def work(pipe: Connection, name: str, arguments: argparse.Namespace, captions: i
         else:
             started = time.perf_counter()
             step()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait(device)
             pipe.send(time.perf_counter() - started)
 
 
@@ -289,8 +193,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(times):
         started = time.perf_counter()
         a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
 
@@ -360,7 +263,7 @@ def main() -> None:
         differences = {str(n): apart.apply(compare, (arguments, n)) for n in arguments.captions}
     result = {
         **{name: getattr(arguments, name) for name in ("preset", "tokens", "width", "batch_size", "steps")},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "precision": str(dtype).removeprefix("torch."),
         "matmul_TFLOP_per_second": round(matmul_flops(device, dtype) / 1e12, 3),
