@@ -1,4 +1,4 @@
-"""Draws a scene: polygons on a background, at four times the size, then averaged down (antialiasing)."""
+"""Draws a scene: polygons on a background, at four times the final size, then averaged down (antialiasing)."""
 
 import math
 import random
@@ -53,7 +53,9 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing) -> None:
 
 @cache
 def _outlines(shape: str) -> list[list[Point]]:
-    """The polygons of a shape, in units of its radius (u right, v down): the body, then details in a second tone."""
+    """The polygons of a shape: the body first, then details in a second tone. Points (u right, v down) are in units of its radius.
+
+    ValueError for an unknown shape."""
     match shape:
         case "circle":
             return [_arc(1, 0, 360)]
@@ -106,7 +108,7 @@ def _heart_height(t: float) -> float:
 
 
 def _arc(radius: float, start: int, stop: int, shift: float = 0.0) -> list[Point]:
-    """Points of an arc about (shift, 0), from one angle to another in degrees, every 6 degrees or so."""
+    """Points of an arc around (shift, 0), from angle `start` to `stop` in degrees, about every 6 degrees."""
     steps = max(1, abs(stop - start) // 6)
     angles = (math.radians(start + (stop - start) * n / steps) for n in range(steps + 1))
     return [(shift + radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
@@ -114,7 +116,7 @@ def _arc(radius: float, start: int, stop: int, shift: float = 0.0) -> list[Point
 
 @cache
 def _background(name: str, variant: int) -> Image.Image:
-    """One of a few versions of a background, at drawing size (four times the picture's)."""
+    """Version `variant` of a background, at drawing size (four times the picture's). ValueError for an unknown name."""
     rng = random.Random(f"{name} {variant}")
     light = rng.uniform(-8, 8)
     horizon = int(_SIDE * rng.uniform(0.3, 0.45))
@@ -164,7 +166,7 @@ def _background(name: str, variant: int) -> Image.Image:
 
 
 def _gradient(top: Colour, bottom: Colour, height: int) -> Image.Image:
-    """From one colour above to another below, as wide as the drawing."""
+    """A picture that goes from colour `top` to colour `bottom`, as wide as the drawing and `height` pixels high."""
     column = Image.new("RGB", (1, height))
     column.putdata([_mix(top, bottom, row / height) for row in range(height)])
     return column.resize((_SIDE, height))
@@ -216,7 +218,7 @@ def _stripes(light: Colour, dark: Colour, offset: int) -> Image.Image:
 
 
 def _mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`share` of b in a."""
+    """The mix of two colours: 0 gives `a`, 1 gives `b`."""
     red, green, blue = (round(u + (v - u) * share) for u, v in zip(a, b, strict=True))
     return red, green, blue
 

@@ -1,7 +1,7 @@
 """Sentences about a scene: captions with a meaning that can be checked, questions with answers.
 
-A caption is worded from a `Meaning`, and `fits(meaning, scene)` decides whether it is true of any scene. Words are read
-as people mean them: "a red star" is exactly one, "three hearts" exactly three, and two phrases name different things.
+Every caption puts a `Meaning` into words, and `fits(meaning, scene)` tells whether that meaning is true of any scene. Words
+mean what people mean by them: "a red star" is exactly one, "three hearts" are exactly three, and two phrases name different things.
 """
 
 import random
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .scene_model import COLOURS, RELATIONS, SHAPES, Scene, Thing, holds
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
-CAPTIONS = 5  # to each scene
+CAPTIONS = 5  # captions of each scene
 
 _SHAPE_WORDS: dict[str, tuple[tuple[str, str], ...]] = {  # singular and plural; the first one is the usual word
     "circle": (("circle", "circles"), ("disc", "discs"), ("dot", "dots")),
@@ -118,17 +118,17 @@ def fits(meaning: Meaning, scene: Scene) -> bool:
     if any(len(things) != part.count for things, part in zip(matched, meaning.parts, strict=True)):
         return False
     if len({id(thing) for things in matched for thing in things}) != sum(map(len, matched)):
-        return False  # one thing for two phrases
+        return False  # two phrases share a thing
     return meaning.relation is None or any(holds(meaning.relation, a, b) for a in matched[0] for b in matched[1])
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five captions of a scene, each naming another selection of its facts."""
+    """Five captions of a scene. Each names a different selection of its facts."""
     return [text for text, _ in captions_with_meaning(scene)]
 
 
 def captions_with_meaning(scene: Scene) -> list[tuple[str, Meaning]]:
-    """The same captions, each with what it claims."""
+    """The captions of `captions`, each with its meaning."""
     rng = random.Random(f"words {scene.seed} {scene.split} {scene.index}")
     said: dict[str, Meaning] = {}
     ways = (_say_all, _say_relation, _say_place, _say_total, _say_parts)
@@ -141,13 +141,13 @@ def captions_with_meaning(scene: Scene) -> list[tuple[str, Meaning]]:
 
 
 def unique_share(scenes: Sequence[Scene]) -> float:
-    """The share of these scenes' captions that are true of exactly one of them."""
+    """The share of the scenes' captions that are true of exactly one of the scenes, 0 to 1."""
     meanings = [meaning for scene in scenes for _, meaning in captions_with_meaning(scene)]
     return sum(sum(fits(meaning, scene) for scene in scenes) == 1 for meaning in meanings) / len(meanings)
 
 
 def questions(scene: Scene) -> list[tuple[str, str]]:
-    """Questions with short answers: a count, a colour, yes or no, the place and, where one is clear, a relation."""
+    """Four or five questions with short answers: a count, a colour, yes or no, the background and, if one is clear, a relation."""
     rng = random.Random(f"questions {scene.seed} {scene.split} {scene.index}")
     group = rng.choice(_groups(scene))
     _, colour, shape = group[0].kind
@@ -191,7 +191,7 @@ def _say_all(scene: Scene, rng: random.Random) -> tuple[str, Meaning]:
 
 
 def _say_relation(scene: Scene, rng: random.Random) -> tuple[str, Meaning]:
-    """How two things stand to each other; without a clear case, all there is."""
+    """The relation of two things. A scene without a clear relation is described by `_say_all`."""
     related = _related(scene)
     if not related:
         return _say_all(scene, rng)
@@ -221,7 +221,7 @@ def _say_place(scene: Scene, rng: random.Random) -> tuple[str, Meaning]:
 
 
 def _say_total(scene: Scene, rng: random.Random) -> tuple[str, Meaning]:
-    """How many things there are, one group of them, and half the time the place."""
+    """The number of things, one group of them and, in more than half of the cases, the place."""
     total = len(scene.things)
     groups = _groups(scene)
     part = _part(scene, rng.choice(groups), rng, plain=0.0)
@@ -250,7 +250,7 @@ def _say_parts(scene: Scene, rng: random.Random) -> tuple[str, Meaning]:
 
 
 def _groups(scene: Scene) -> list[list[Thing]]:
-    """The things, those of one kind together."""
+    """The things of the scene, grouped by kind."""
     kinds: dict[tuple[str, str, str], list[Thing]] = {}
     for thing in scene.things:
         kinds.setdefault(thing.kind, []).append(thing)
@@ -258,7 +258,7 @@ def _groups(scene: Scene) -> list[list[Thing]]:
 
 
 def _related(scene: Scene) -> list[tuple[str, Thing, Thing]]:
-    """Every clear relation between two things that are each the only ones of their kind."""
+    """Every clear relation between two things, each the only one of its kind."""
     single = [group[0] for group in _groups(scene) if len(group) == 1]
     pairs = [(a, b) for a in single for b in single if a is not b]
     return [(name, a, b) for name in RELATIONS for a, b in pairs if holds(name, a, b, margin=1.4)]
@@ -271,7 +271,7 @@ def _some_parts(scene: Scene, rng: random.Random, most: int, plain: float = 0.1)
 
 
 def _part(scene: Scene, group: list[Thing], rng: random.Random, plain: float = 0.1) -> Part:
-    """Words for a group that name it and nothing else in the scene; `plain` is how often the shape goes unnamed."""
+    """A phrase for a group that fits nothing else in the scene. `plain` is the probability that it leaves the shape out."""
     size, colour, shape = group[0].kind
     part = Part(
         len(group),

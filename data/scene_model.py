@@ -12,10 +12,10 @@ PICTURE = 128  # width and height in pixels
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "moon", "house", "fish", "flower", "boat")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RADII = {"small": (10, 11), "large": (20, 23)}
-RELATIONS = ("left", "above", "inside", "on", "beside")  # of the first thing to the second
+RELATIONS = ("left", "above", "inside", "on", "beside")  # how the first thing stands to the second
 CONTAINERS = ("circle", "square", "ring")
 
-# Each background with the colours that would not stand out on it; on grey, every colour does.
+# Each background with the colours that would not stand out on it. Every colour stands out on grey.
 BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "white": ("white",),
     "grey": (),
@@ -30,7 +30,7 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "bricks": ("red", "orange", "brown"),
     "stripes": ("pink", "white"),
 }
-VARIANTS = 6  # of each background: other tones, another horizon
+VARIANTS = 6  # versions of each background, with different tones and horizons
 
 _GAP = 5  # pixels kept free between things that do not touch on purpose
 _VAL_BUCKET, _TEST_BUCKET, _BUCKETS = 14, 15, 16
@@ -38,7 +38,7 @@ _VAL_BUCKET, _TEST_BUCKET, _BUCKETS = 14, 15, 16
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing: what it is, where its centre is, how tall it is (2r) and how it leans (degrees)."""
+    """One thing: its shape, colour and size, its centre (x, y), its radius r (it is 2r tall) and its lean in degrees."""
 
     shape: str
     colour: str
@@ -50,13 +50,13 @@ class Thing:
 
     @property
     def kind(self) -> tuple[str, str, str]:
-        """The part of it that words can describe alone: (size, colour, shape)."""
+        """(size, colour, shape): the words that describe it without its place."""
         return self.size, self.colour, self.shape
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a background. `name` is unique within a seed: split-index."""
+    """Things on a background."""
 
     seed: int
     split: str
@@ -67,14 +67,15 @@ class Scene:
 
     @property
     def name(self) -> str:
+        """Split and index, such as "train-00042": unique among the scenes of a seed."""
         return f"{self.split}-{self.index:05d}"
 
 
 def make_scene(seed: int, split: str, index: int) -> Scene:
-    """The scene with this number; the same arguments give the same scene, everywhere.
+    """The scene with this number. The same arguments give the same scene on every machine.
 
-    What is in a scene (kinds of things and background, not their places) decides which split it may belong to. So
-    train, val and test never share a scene, whatever their seeds; val and test hold combinations new to training.
+    The content of a scene (kinds of things and background, not their places) decides its split. So train, val and test never
+    share a scene, even between seeds, and val and test hold combinations that are new to training.
     """
     rng = random.Random(f"scene {seed} {split} {index}")
     while True:
@@ -93,7 +94,9 @@ def split_of(background: str, things: tuple[Thing, ...]) -> str:
 
 
 def holds(relation: str, a: Thing, b: Thing, margin: float = 1.0) -> bool:
-    """Whether `a` stands in `relation` to `b`. A margin above 1 asks for a clear case of left or above."""
+    """Whether `a` stands in `relation` to `b`. A margin above 1 accepts only clear cases of left and above.
+
+    ValueError for an unknown relation."""
     dx, dy = b.x - a.x, b.y - a.y
     match relation:
         case "left":
@@ -122,7 +125,7 @@ def _alone(rng: random.Random) -> tuple[Thing, ...]:
 
 
 def _scattered(rng: random.Random) -> tuple[Thing, ...]:
-    """Two to four different things; some share a shape or a colour, so that both words are needed."""
+    """Two to four different things. Some share a shape or a colour, so that a caption needs both words."""
     kinds = [_kind(rng) for _ in range(rng.choices((2, 3, 4), weights=(5, 4, 2))[0])]
     if rng.random() < 0.25:
         _, colour, shape = kinds[0]
@@ -176,7 +179,7 @@ def _kind(rng: random.Random) -> tuple[str, str, str]:
 
 
 def _place(rng: random.Random, placed: list[Thing], kinds: list[tuple[str, str, str]]) -> tuple[Thing, ...]:
-    """`placed` and a thing of each kind, apart from each other; empty when there is no room."""
+    """`placed` and one thing of each of `kinds`, apart from each other. Empty if there is no room."""
     for size, colour, shape in kinds:
         r = rng.randint(*RADII[size])
         for _ in range(30):

@@ -1,4 +1,4 @@
-"""The built-in sample: small rendered scenes with five captions and a few questions each, so that qf runs offline.
+"""The built-in sample: small rendered scenes with five captions and a few questions each. With it qf runs offline.
 
 write_sample(Path("sample"))      # sample/images/*.png, sample/captions.csv, sample/questions.jsonl
 """
@@ -31,9 +31,9 @@ __all__ = [
 
 
 def write_sample(folder: Path, *, train: int = 4000, val: int = 250, test: int = 500, seed: int = 0) -> Path:
-    """Writes the sample and returns the path of its captions.csv (columns image, caption, split; a row per caption).
+    """Write the sample; returns the path of its captions.csv (columns image, caption, split; a row for each caption).
 
-    The same arguments give the same bytes. captions.csv comes last: where it stands, the sample is complete.
+    The same arguments give the same bytes. captions.csv is written last: if it exists, the sample is complete.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows, asked = io.StringIO(newline=""), io.StringIO()

@@ -1,9 +1,8 @@
 """Trains the small CLIP that ships in data/clip: `python -m qf.data.train_clip --out FOLDER --minutes 19`.
 
-The scenes are rendered afresh, under another seed than the sample's; no combination of things and background of its
-val and test splits is among them (see `make_scene`). Besides CLIP's contrastive loss there is a patch loss, which fades
-out: a linear head, thrown away in the end, tells from each patch token what covers the patch, so that the vision tower
-learns shapes within minutes of CPU.
+It renders its own scenes, with another seed than the sample's. None of them has the content of a val or test scene (see
+`make_scene`). A patch loss supports CLIP's contrastive loss at first and fades out: a linear head predicts from each patch
+token which thing covers the patch. With it the vision model learns shapes within minutes on a CPU. The head is not saved.
 
 Letters: B batch, T tokens of an image, L text length, E joint width, N images, M texts.
 """
@@ -47,7 +46,7 @@ PATCH_FACTS = (len(SHAPES) + 1, len(COLOURS) + 1, len(RADII) + 1)  # classes of 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Rendered scenes, ready to be cut into batches."""
+    """Rendered scenes and their tokenised captions."""
 
     pixels: NDArray[np.uint8]  # (N, IMAGE_SIZE, IMAGE_SIZE, 3)
     patches: NDArray[np.uint8]  # (N, T - 1, 3): shape, colour and size of the thing that covers each patch
@@ -55,21 +54,21 @@ class Corpus:
 
 
 def learning_rate(progress: float, peak: float, warmup: float = 0.04) -> float:
-    """Warm-up, then half a cosine to zero; progress runs from 0 to 1."""
+    """Linear warm-up to `peak`, then half a cosine to zero. `progress` and `warmup` are shares of the training, 0 to 1."""
     if progress < warmup:
         return peak * progress / warmup
     return float(peak * 0.5 * (1 + np.cos(np.pi * min(1.0, (progress - warmup) / (1 - warmup)))))
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy; row n of (B, E) images belongs to row n of (B, E) texts, both normalised."""
+    """CLIP's symmetric cross-entropy of (B, E) images and (B, E) texts, both normalised. Row n of both is a pair."""
     logits = logit_scale.exp() * image_features @ text_features.T  # (B, B)
     target = torch.arange(len(logits))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def recalls(image_features: Tensor, text_features: Tensor, owner: Tensor) -> dict[str, float]:
-    """R@1, 5, 10 in percent, both ways: (N, E) images, (M, E) texts, text m belongs to image owner[m]."""
+    """R@1, 5, 10 in percent, both ways, of (N, E) images and (M, E) texts. Text m belongs to image owner[m]."""
     scores = text_features @ image_features.T  # (M, N)
     own = scores.gather(1, owner[:, None])
     text_rank = (scores > own).sum(1)
@@ -81,7 +80,7 @@ def recalls(image_features: Tensor, text_features: Tensor, owner: Tensor) -> dic
 
 
 def train_tokenizer(texts: list[str]) -> CLIPTokenizer:
-    """A byte-level BPE in CLIP's layout: every byte is known, a caption's word is one token; start and end are last."""
+    """A byte-level BPE in CLIP's layout. It knows every byte; each word of the captions is one token; start and end are last."""
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
@@ -118,7 +117,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def render_corpus(count: int, folder: Path, workers: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[str]]:
-    """Pixels, patch labels and captions (five to a scene, in order) of `count` training scenes; kept in `folder`."""
+    """Render `count` training scenes into `folder`, unless they are there. Returns pixels, patch labels and captions (five a scene)."""
     done = folder / f"captions-{IMAGE_SIZE}-{count}.json"
     pixels_path, patches_path = (
         folder / f"pixels-{IMAGE_SIZE}-{count}.npy",
@@ -138,7 +137,7 @@ def render_corpus(count: int, folder: Path, workers: int) -> tuple[NDArray[np.ui
 
 
 def tokenise(tokenizer: CLIPTokenizer, texts: list[str]) -> NDArray[np.int16]:
-    """(texts, L), padded with the end token to the longest."""
+    """Token ids (texts, L), padded with the end token to the longest text."""
     ids = [
         np.array(
             tokenizer(texts[n : n + CHUNK], padding="max_length", return_attention_mask=False)["input_ids"], np.int16
@@ -155,7 +154,7 @@ def _render_chunk(start: int, count: int, pixels_path: Path, patches_path: Path)
     texts = []
     for index in range(start, min(start + CHUNK, count)):
         scene = make_scene(TRAIN_SEED, "train", index)
-        # Square pictures: the processor's resize of the shortest edge and its centre crop come to this.
+        # The pictures are square, so the processor would resize in the same way and crop nothing.
         pixels[index] = np.asarray(render(scene).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
         patches[index] = patch_facts(scene)
         texts += captions(scene)
@@ -163,7 +162,9 @@ def _render_chunk(start: int, count: int, pixels_path: Path, patches_path: Path)
 
 
 def patch_facts(scene: Scene) -> NDArray[np.uint8]:
-    """(T - 1, 3): shape, colour and size, from 1, of the thing on a patch's centre or within the patch; else 0."""
+    """(T - 1, 3): numbers, from 1, of the shape, colour and size of the thing on each patch; 0 where there is none.
+
+    A thing is on a patch if it covers the patch's centre or lies within the patch."""
     side = IMAGE_SIZE // PATCH_SIZE
     pitch = PICTURE / side
     centres = (np.arange(side) + 0.5) * pitch
@@ -176,7 +177,7 @@ def patch_facts(scene: Scene) -> NDArray[np.uint8]:
 
 
 def batches(corpus: Corpus, size: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Without end: pixel_values (B, 3, H, H), input_ids (2 B, L), patch facts (B, T - 1, 3)."""
+    """Endless batches: pixel_values (B, 3, H, H), input_ids (2 B, L), patch facts (B, T - 1, 3)."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     while True:
         order = rng.permutation(len(corpus.pixels))
@@ -186,7 +187,7 @@ def batches(corpus: Corpus, size: int, rng: np.random.Generator) -> Iterator[tup
             chosen = rng.permuted(np.tile(np.arange(corpus.input_ids.shape[1]), (size, 1)), axis=1)[:, :TEXTS]  # (B, 2)
             input_ids = corpus.input_ids[rows, chosen.T].reshape(TEXTS * size, -1)
             longest = (input_ids != corpus.input_ids.max()).sum(1).max()
-            input_ids = input_ids[:, : longest + 1]  # and its end
+            input_ids = input_ids[:, : longest + 1]  # the end token included
             patches = torch.from_numpy(corpus.patches[rows]).long()
             yield (pixels.float() / 255 - mean) / std, torch.from_numpy(input_ids).long(), patches
 
@@ -194,7 +195,7 @@ def batches(corpus: Corpus, size: int, rng: np.random.Generator) -> Iterator[tup
 def train(
     model: CLIPModel, tokenizer: CLIPTokenizer, corpus: Corpus, log_path: Path, options: argparse.Namespace
 ) -> int:
-    """Trains for options.minutes; returns the number of images seen."""
+    """Train for options.minutes; returns the number of images seen."""
     patch_head = nn.Linear(VISION_WIDTH, sum(PATCH_FACTS))
     parameters = [*model.parameters(), *patch_head.parameters()]
     groups = [
@@ -257,7 +258,7 @@ def image_processor() -> CLIPImageProcessorPil:
 def evaluate(
     model: CLIPModel, tokenizer: CLIPTokenizer, processor: CLIPImageProcessorPil, scenes: list[Scene]
 ) -> dict[str, float]:
-    """Zero-shot retrieval among these scenes and their captions, all through transformers' own interface."""
+    """R@1, 5, 10 of zero-shot retrieval among the scenes and their captions, through transformers' own interface alone."""
     texts = [text for scene in scenes for text in captions(scene)]
     owner = torch.arange(len(scenes)).repeat_interleave(len(texts) // len(scenes))
     images = [

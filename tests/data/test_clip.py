@@ -19,7 +19,7 @@ def model() -> CLIPModel:
     return CLIPModel.from_pretrained(FOLDER, dtype=torch.float32).eval()
 
 
-def test_files_are_small_and_complete() -> None:
+def test_the_folder_is_small_and_complete() -> None:
     sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "results.json"} <= set(
         sizes
@@ -28,7 +28,7 @@ def test_files_are_small_and_complete() -> None:
     assert not [name for name in sizes if name.endswith((".bin", ".pt", ".pkl"))]
 
 
-def test_zero_shot_is_far_above_chance(model: CLIPModel) -> None:
+def test_zero_shot_retrieval_is_far_above_chance(model: CLIPModel) -> None:
     """On 100 test scenes that are not the sample's, chance is 1 %."""
     scenes = [make_scene(77, "test", index) for index in range(100)]
     tokenizer, processor = AutoTokenizer.from_pretrained(FOLDER), AutoImageProcessor.from_pretrained(FOLDER)
@@ -50,7 +50,7 @@ def test_a_picture_prefers_its_own_captions(model: CLIPModel) -> None:
     assert logits.argmax(1).tolist() == [0, 1]
 
 
-def test_text_is_pooled_at_its_end_whatever_the_padding(model: CLIPModel) -> None:
+def test_padding_does_not_change_the_features_of_a_text(model: CLIPModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     text = "A small red star on the beach."
     alone = tokenizer(text, return_tensors="pt")
@@ -64,7 +64,7 @@ def test_text_is_pooled_at_its_end_whatever_the_padding(model: CLIPModel) -> Non
     torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
 
 
-def test_tokenizer_knows_every_byte_and_its_limit(model: CLIPModel) -> None:
+def test_the_tokenizer_knows_every_byte_and_its_limit(model: CLIPModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     ids = tokenizer("Ünïcode, emoji 🦊 & numbers 1234?!")["input_ids"]
     assert ids.count(tokenizer.eos_token_id) == 1  # no unknown token, which would read as an end
@@ -73,7 +73,7 @@ def test_tokenizer_knows_every_byte_and_its_limit(model: CLIPModel) -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True).startswith("ünïcode")
 
 
-def test_results_were_measured_on_the_sample() -> None:
+def test_the_results_were_measured_on_the_sample() -> None:
     results = json.loads((FOLDER / "results.json").read_text())
     assert (results["images"], results["split"]) == (500, "test")
     assert results["text_to_image_R@1"] > 50 * results["chance_text_to_image_R@1"]
@@ -107,7 +107,7 @@ def test_patch_facts_name_what_is_there() -> None:
         assert facts == present or len(present) > 1
 
 
-def test_tokenizer_training_gives_a_token_a_word() -> None:
+def test_a_trained_tokenizer_gives_each_word_one_token() -> None:
     texts = [text for index in range(200) for text in captions(make_scene(0, "train", index))]
     tokenizer = train_tokenizer(texts)
     assert len(tokenizer("a small red star on the beach")["input_ids"]) == 7 + 2

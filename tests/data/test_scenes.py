@@ -31,11 +31,11 @@ def scenes() -> list[Scene]:
 
 
 @pytest.fixture(scope="module")
-def test_split() -> list[Scene]:
+def scenes_of_the_test_split() -> list[Scene]:
     return [make_scene(0, "test", index) for index in range(500)]
 
 
-def test_same_arguments_same_bytes(tmp_path: Path) -> None:
+def test_the_same_arguments_give_the_same_bytes(tmp_path: Path) -> None:
     first, second = (write_sample(tmp_path / name, train=6, val=2, test=3, seed=5).parent for name in ("a", "b"))
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert len(names) == 6 + 2 + 3 + 2  # no temporary file is left
@@ -50,7 +50,7 @@ def test_a_smaller_sample_is_the_beginning_of_a_larger_one(tmp_path: Path) -> No
         assert path.read_bytes() == (large / "images" / path.name).read_bytes()
 
 
-def test_sample_files(tmp_path: Path) -> None:
+def test_the_sample_has_a_picture_five_captions_and_questions_for_each_scene(tmp_path: Path) -> None:
     table = write_sample(tmp_path, train=4, val=2, test=3)
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert table == tmp_path / "captions.csv"
@@ -65,7 +65,7 @@ def test_sample_files(tmp_path: Path) -> None:
         assert len(images) == count == len({question["image"] for question in asked if question["split"] == split})
 
 
-def test_splits_never_meet() -> None:
+def test_splits_never_share_a_scene() -> None:
     contents = {
         split: {
             (scene.background, tuple(sorted(thing.kind for thing in scene.things)))
@@ -102,7 +102,7 @@ def test_things_are_visible(scenes: list[Scene]) -> None:
             assert (np.abs(seen - gone).max(-1) > 40).mean() > 0.15, (scene, thing)
 
 
-def test_five_true_captions(scenes: list[Scene]) -> None:
+def test_each_scene_has_five_different_true_captions(scenes: list[Scene]) -> None:
     for scene in scenes:
         told = captions_with_meaning(scene)
         assert captions(scene) == [text for text, _ in told]
@@ -115,7 +115,7 @@ def test_five_true_captions(scenes: list[Scene]) -> None:
             ), text
 
 
-def test_captions_say_what_they_mean(scenes: list[Scene]) -> None:
+def test_captions_name_the_colours_of_their_meaning_and_no_others(scenes: list[Scene]) -> None:
     """Every colour and shape of a meaning is in the words, and no other colour of a thing."""
     for scene in scenes:
         for text, meaning in captions_with_meaning(scene):
@@ -161,8 +161,8 @@ def test_unique_share_equals_the_naive_count(scenes: list[Scene]) -> None:
     assert unique_share(sample) == expected.count(1) / len(expected)
 
 
-def test_captions_of_the_test_split_tell_scenes_apart(test_split: list[Scene]) -> None:
-    assert unique_share(test_split) >= 0.8
+def test_captions_of_the_test_split_tell_scenes_apart(scenes_of_the_test_split: list[Scene]) -> None:
+    assert unique_share(scenes_of_the_test_split) >= 0.8
 
 
 def test_a_phrase_counts_exactly() -> None:
@@ -186,7 +186,9 @@ def test_a_phrase_counts_exactly() -> None:
         ("beside", (34, 2), 10),
     ],
 )
-def test_relations(relation: str, offset: tuple[int, int], radius: int) -> None:
+def test_each_relation_holds_in_one_direction_unless_it_is_beside(
+    relation: str, offset: tuple[int, int], radius: int
+) -> None:
     base = Thing("square", "blue", "large", 64, 64, 22)
     thing = Thing("star", "red", "small", 64 + offset[0], 64 + offset[1], radius)
     assert holds(relation, thing, base)
@@ -194,13 +196,13 @@ def test_relations(relation: str, offset: tuple[int, int], radius: int) -> None:
     assert not holds(relation, base, thing) or relation == "beside"
 
 
-def test_unknown_relation_is_named() -> None:
+def test_an_unknown_relation_is_an_error_that_names_it() -> None:
     thing = Thing("star", "red", "small", 64, 64, 10)
     with pytest.raises(ValueError, match="unknown relation 'under'"):
         holds("under", thing, thing)
 
 
-def test_answers_are_right(scenes: list[Scene]) -> None:
+def test_answers_are_true_of_the_scene(scenes: list[Scene]) -> None:
     """Each question read again from its words, and answered by looking at the things."""
     singular = {"fish": "fish"} | {
         f"{shape}{'es' if shape == 'cross' else 's'}": shape for shape in SHAPES if shape != "fish"
