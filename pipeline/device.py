@@ -12,13 +12,14 @@ from .errors import QfError
 
 MAX_STREAMS = 4
 PROBE = (128, 768)  # rows and width of the product that is measured
-REPEATS = 4  # measurements of each precision, of which the fastest counts
-MARGIN = 1.2  # times that bfloat16 must be faster, for it costs accuracy
+REPEATS = 4  # products in each precision, at least; the fastest counts
+BUDGET = 0.04  # seconds of products, at least: other processes may disturb a shorter measurement as a whole
+MARGIN = 1.2  # bfloat16 must be this many times as fast, because it costs accuracy
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    """The device of that name: auto (CUDA where there is one), cpu, cuda or cuda:N. QfError if this machine lacks it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -33,7 +34,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of `name`. "auto" is bfloat16 on GPUs that have it (Ampere and later); on a CPU `bfloat16_pays` decides."""
+    """The dtype of that name; QfError if there is none.
+
+    "auto" is bfloat16 on GPUs that have it (Ampere and later). On a CPU `bfloat16_pays` decides."""
     if name != "auto":
         if name not in DTYPES:
             raise QfError(f"--precision {name}: use auto, {', '.join(DTYPES)}")
@@ -47,19 +50,22 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 def bfloat16_pays() -> bool:
     """Whether this CPU multiplies bfloat16 clearly faster than float32: a short measurement, once a process.
 
-    The processor's flags do not tell: with AVX-512 BF16 but without AMX, bfloat16 ran at 34 GFLOP/s and float32 at 58. Without
-    either flag nothing is measured."""
+    The processor's flags do not tell. With AVX-512 BF16 but without AMX, one processor multiplied bfloat16 at 0.6 times the
+    speed of float32, another at twice the speed. Without either flag the answer is no, and nothing is measured."""
     capabilities = torch.cpu.get_capabilities()
     if not (capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")):
         return False
     product_seconds(torch.float32), product_seconds(torch.bfloat16)  # warm-up
-    turns = [(product_seconds(torch.float32), product_seconds(torch.bfloat16)) for _ in range(REPEATS)]
-    float32, bfloat16 = (min(seconds) for seconds in zip(*turns, strict=True))
-    return float32 > MARGIN * bfloat16
+    float32: list[float] = []
+    bfloat16: list[float] = []
+    while len(float32) < REPEATS or sum(float32) + sum(bfloat16) < BUDGET:
+        float32.append(product_seconds(torch.float32))
+        bfloat16.append(product_seconds(torch.bfloat16))
+    return min(float32) > MARGIN * min(bfloat16)
 
 
 def product_seconds(dtype: torch.dtype) -> float:
-    """Seconds of one matrix product, of the size that linear layers of an encoder or a Q-Former have."""
+    """The seconds of one matrix product. Its size is that of a linear layer in an encoder or a Q-Former."""
     rows, width = PROBE
     x, weight = torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
     began = time.perf_counter()
@@ -68,7 +74,7 @@ def product_seconds(dtype: torch.dtype) -> float:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Mixed precision for a forward pass; nothing for float32."""
+    """A context in which a forward pass runs in mixed precision. For float32 it changes nothing."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
@@ -78,20 +84,20 @@ def free_memory(device: torch.device) -> int:
 
 
 def free_host_memory(proc: Path = Path("/proc"), group: Path = Path("/sys/fs/cgroup")) -> int:
-    """The bytes that Linux counts as available, within a container's limit (cgroup v2); elsewhere all memory."""
+    """The bytes that Linux counts as available, within a container's limit (cgroup v2). Other systems: all memory."""
     if not (proc / "meminfo").is_file():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = _figures(proc / "meminfo")["MemAvailable:"] * 1024
     limit = group / "memory.max"  # absent outside containers; "max" where there is none
     if limit.is_file() and (most := limit.read_text().strip()) != "max":
         taken = int((group / "memory.current").read_text())
-        cache = _figures(group / "memory.stat")["inactive_file"]  # would give way
+        cache = _figures(group / "memory.stat")["inactive_file"]  # the kernel drops it when memory runs short
         free = min(free, int(most) - taken + cache)
     return max(0, free)
 
 
 def _figures(file: Path) -> dict[str, int]:
-    """The numbers in a file that has a name and a number a line."""
+    """The numbers in a file whose lines are a name and a number."""
     return {words[0]: int(words[1]) for line in file.read_text().splitlines() if len(words := line.split()) > 1}
 
 
@@ -114,16 +120,16 @@ class EncoderStreams:
             torch.set_num_threads(max(1, self.threads // self.count))
 
     def fetch(self, values: torch.Tensor) -> torch.Tensor:
-        """Begin to copy a result to memory."""
+        """Start to copy a result to CPU memory; `wait` waits for the copy. A CPU tensor is returned as it is."""
         if values.device.type == "cpu":
             return values
         return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
     def wait(self) -> None:
-        """Until everything that the calling thread fetched is there."""
+        """Wait until all copies that the calling thread started are complete."""
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
     def leave(self) -> None:
-        """After the threads have ended: others start with as many cores as before."""
+        """Restore the number of cores that PyTorch uses. Call it after the threads have ended."""
         torch.set_num_threads(self.threads)

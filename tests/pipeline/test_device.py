@@ -45,6 +45,18 @@ def test_the_measurement_is_made_once_a_process(monkeypatch, fresh_measurement):
     assert resolved(monkeypatch, {"amx_bf16": True}, seconds)[1] == []
 
 
+def test_a_disturbance_during_the_first_products_does_not_decide(monkeypatch, fresh_measurement):
+    turns = iter(range(1000))
+
+    def product_seconds(dtype):
+        disturbed = next(turns) < 4 * device.REPEATS
+        return 0.001 if dtype == torch.float32 or disturbed else 0.0004
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(device, "product_seconds", product_seconds)
+    assert resolve_precision("auto", CPU) == torch.bfloat16
+
+
 def test_a_cpu_without_native_bfloat16_is_not_measured(monkeypatch, fresh_measurement):
     assert resolved(monkeypatch, {"avx512_f": True}, {}) == (torch.float32, [])
 
