@@ -59,7 +59,7 @@ class Sink(Protocol):
 
 
 class HashedFile(io.RawIOBase):
-    """Passes on what is written, and knows its SHA-256 and its size."""
+    """A sink that passes bytes on, and counts and hashes them."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._hash, self._size = file, hashlib.sha256(), 0
@@ -77,7 +77,7 @@ class HashedFile(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """Hexadecimal, of everything written so far."""
+        """The hexadecimal SHA-256 of all bytes written so far."""
         return self._hash.hexdigest()
 
 
@@ -107,7 +107,7 @@ def has_manifest(folder: Path) -> bool:
 
 
 def is_artifact(folder: Path) -> bool:
-    """Whether what is in `folder` is qf's."""
+    """Whether `folder` holds an artifact that qf made."""
     try:
         return bool(read_manifest(folder))
     except ArtifactError:
@@ -123,7 +123,7 @@ def read_manifest(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
     """The manifest of `folder`. ArtifactError if there is none, or if it is not of `kind`; the message names the command
     that makes one. Without `kind` any kind is taken, and its fields are not checked."""
     if folder.is_file():
-        raise ArtifactError(f"{folder} is a file, which is no artifact folder; give the folder")
+        raise ArtifactError(f"{folder} is a file, not a folder; give the folder of the artifact")
     if not has_manifest(folder):
         state = "is unfinished" if folder.is_dir() and any(folder.iterdir()) else "does not exist or is empty"
         command = f"; make it with `{kind.command}`" if kind else ""
@@ -140,7 +140,7 @@ def read_manifest(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
 
 
 def _holds(value: Any, fields: Mapping[str, type]) -> bool:
-    """Whether it is an object with values of these types; each value of a list being a FILE."""
+    """Whether `value` is an object whose fields have these types. Each entry of a list must describe a file (FILE)."""
     return isinstance(value, dict) and all(
         isinstance(value.get(name), kind) and (kind is not list or all(_holds(part, FILE) for part in value[name]))
         for name, kind in fields.items()
@@ -159,12 +159,12 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def sha256_json(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON value: the identity of a manifest, whatever its layout."""
+    """The hexadecimal SHA-256 of a JSON value. Spaces and the order of keys do not change it."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def without(value: dict[str, Any], name: str) -> dict[str, Any]:
-    """The same but for one key: where something lies is no part of what it is."""
+    """A copy of `value` without one key, such as a path: an identity does not depend on a place."""
     return {key: part for key, part in value.items() if key != name}
 
 
@@ -182,7 +182,9 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` against a second writer; the operating system lets go when the process dies, however it does."""
+    """Lock `folder` for this process; ArtifactError if another process holds the lock.
+
+    The operating system releases the lock when the process ends, also after kill -9."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "w") as file:
         try:

@@ -18,7 +18,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, twic
 MAX_BYTES = 256 * 2**20
 STRIP_PIXELS = 2**20  # converted at once
 THUMBNAIL_SIZE = 128
-PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)  # troubles of the machine, not of a picture
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)  # errors of the machine, not of a picture
 UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,7 +44,7 @@ def load_image(source: Path | bytes) -> Image.Image:
     try:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if not 0 < size <= MAX_BYTES:
-            raise UnreadableImage("empty file" if size == 0 else f"{size} bytes, the limit is {MAX_BYTES}")
+            raise UnreadableImage("empty file" if size == 0 else f"{size} bytes, the limit is {MAX_BYTES} bytes")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb and metadata warnings: our own limit follows
             return _to_rgb(_upright(_decoded(source)))
@@ -58,14 +58,14 @@ def load_image(source: Path | bytes) -> Image.Image:
         raise UnreadableImage(f"not an image that qf reads ({', '.join(IMAGE_FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"more than {MAX_PIXELS} pixels") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes; none may end an extraction
+    except Exception as error:  # damaged bytes raise errors of any type; none may end an extraction
         if getattr(error, "errno", None) in PASSING:
             raise
         raise UnreadableImage(f"damaged image: {str(error) or type(error).__name__}") from error
 
 
 def _decoded(source: Path | bytes) -> Image.Image:
-    """The first frame, as stored. The size is checked in the header, before there are pixels."""
+    """The first frame, as stored. The size in the header is checked before pixels are decoded."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImage(f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS} in all")
@@ -74,7 +74,7 @@ def _decoded(source: Path | bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says that it is to be seen."""
+    """The picture, turned upright by its EXIF orientation."""
     try:
         method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a picture whose EXIF is damaged is still a picture
@@ -83,7 +83,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A plain RGB picture, made strip by strip, so that what lies in between never doubles a large picture."""
+    """A plain RGB picture. It is converted strip by strip, so that a large picture needs no second copy."""
     rgb = Image.new("RGB", image.size)
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):

@@ -1,4 +1,4 @@
-"""Work ahead in threads, in order: what extraction and training both do while the device is busy."""
+"""Work ahead in threads, in order. Extraction and training both prepare batches while the device is busy."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,9 @@ R = TypeVar("R")
 
 
 def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
-    """`map` in order on the pool, with at most `window` results waiting; stopping early cancels what has not begun."""
+    """The results of `function` in order, from threads of the pool. At most `window` wait.
+
+    An early stop cancels the calls that have not begun."""
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:

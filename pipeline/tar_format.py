@@ -25,20 +25,20 @@ class Member:
 
 
 class DamagedTar(Exception):
-    """The tar ends or breaks off; the message says where."""
+    """The tar is truncated or damaged; the message says where."""
 
 
 def tar_members(fd: int) -> Iterator[Member]:
     """The complete members of an uncompressed tar, or of several joined, in order. DamagedTar where it breaks off."""
     end = os.fstat(fd).st_size
     at, long_name, attributes = 0, b"", dict[bytes, bytes]()
-    closed = False  # by a block of zeros
+    closed = False  # a block of zeros ends a tar
     while True:
         header = os.pread(fd, BLOCK, at)
         if len(header) < BLOCK:
             if closed:
                 return
-            raise DamagedTar(f"cut short after {end:,} bytes" if end else "empty file")
+            raise DamagedTar(f"truncated after {end:,} bytes" if end else "empty file")
         if closed := header == ZEROS:
             at += BLOCK
             continue
@@ -52,7 +52,7 @@ def tar_members(fd: int) -> Iterator[Member]:
                 raise DamagedTar(f"damaged at byte {at:,}: a name of {size:,} bytes")
             value = os.pread(fd, size, data)
             if len(value) < size:
-                raise DamagedTar(f"cut short inside a header, after {end:,} bytes")
+                raise DamagedTar(f"truncated inside a header, after {end:,} bytes")
             if kind == b"L":
                 long_name = value.split(b"\0")[0]
             elif kind == b"x":
@@ -63,10 +63,10 @@ def tar_members(fd: int) -> Iterator[Member]:
                 name = start + b"/" + name
             name = attributes.get(b"path") or long_name or name
             size = _decimal(attributes[b"size"], at) if b"size" in attributes else size
-            if kind not in REGULAR and kind in b"123456":  # links and devices have no data, whatever they claim
+            if kind not in REGULAR and kind in b"123456":  # links and devices have no data, whatever size they state
                 size = 0
             if data + size > end:
-                raise DamagedTar(f"cut short inside {printable(os.fsdecode(name))}, after {end:,} bytes")
+                raise DamagedTar(f"truncated inside {printable(os.fsdecode(name))}, after {end:,} bytes")
             if any(attribute.startswith(b"GNU.sparse") for attribute in attributes):
                 kind = b"S"
             yield Member(os.fsdecode(name), kind, data, size)
@@ -75,7 +75,7 @@ def tar_members(fd: int) -> Iterator[Member]:
 
 
 def _number(field: bytes, at: int) -> int:
-    """Octal digits, or GNU's base 256 for what they cannot hold."""
+    """A number in octal digits, or in GNU's base 256 if it is too large for them."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:])
     digits = field.split(b"\0")[0].strip() or b"0"
@@ -91,7 +91,7 @@ def _decimal(text: bytes, at: int) -> int:
 
 
 def _attributes(value: bytes, at: int) -> dict[bytes, bytes]:
-    """`LENGTH KEY=VALUE\\n` again and again; LENGTH counts all of it."""
+    """The attributes in lines of `LENGTH KEY=VALUE`. LENGTH counts the bytes of the whole line."""
     found = {}
     while value.strip(b"\0"):
         length, space, _ = value.partition(b" ")

@@ -88,7 +88,7 @@ def test_failures_are_one_helpful_line(qf, tmp_path, clip_folder, onnx_folder):
     fails(qf("eval"), "qf extract SOURCE")
     fails(qf("index"), "qf extract SOURCE")
     fails(qf("info"), "begin with `qf extract SOURCE`")
-    fails(qf("info", "photos.csv"), "which is no artifact folder")
+    fails(qf("info", "photos.csv"), "not a folder; give the folder")
     source = make_pictures(tmp_path / "pictures")
     fails(qf("extract", source, "--encoder", "no/such/model"), "no such folder")
     fails(qf("extract", source, "--encoder", clip_folder, "--device", "cuda:7"), "CUDA devices")

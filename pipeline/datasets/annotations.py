@@ -41,7 +41,7 @@ def _objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:
 def _coco(
     documents: Sequence[dict[str, Any]], paths: Sequence[Path], options: ReadOptions
 ) -> tuple[str, Iterator[Record]]:
-    """`images` have an `id` and a `file_name`, `annotations` an `image_id` and a `caption`."""
+    """The records of COCO captions: `images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
     entries: list[tuple[str, list[str], str | None, Path]] = []  # name, captions, split, folder
     orphans = 0
     for document, path, split in zip(documents, paths, splits_in_names([path.name for path in paths]), strict=True):
@@ -69,7 +69,7 @@ def _coco(
 
 
 def _karpathy(images: Sequence[dict[str, Any]], path: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
-    """`images` have a `filename`, perhaps a `filepath` (its folder), `sentences` with `raw` texts, and a `split`."""
+    """The records of a Karpathy split: `images` with `filename`, perhaps `filepath` (its folder), `sentences` and `split`."""
     names = ["/".join(str(image[part]) for part in ("filepath", "filename") if image.get(part)) for image in images]
     captions = [texts(image.get("sentences")) for image in images]
     folder = _folder(path, [], names, options)

@@ -48,7 +48,7 @@ class Catalogue(Sequence[Record]):
         self._places: dict[Place, int] = {}
         self._draw: Callable[[str], str] | None = None
         tally = _Tally()
-        hashes: list[np.ndarray] = []  # of keys, a uint64 each
+        hashes: list[np.ndarray] = []  # a uint64 for each key
 
         def batches() -> Iterator[pa.RecordBatch]:
             every = iter(records)
@@ -120,7 +120,7 @@ class Catalogue(Sequence[Record]):
     @overload
     def __getitem__(self, at: slice) -> list[Record]: ...
     def __getitem__(self, at: int | slice) -> Record | list[Record]:
-        """One record, or those of a slice as a list: take slices as long as you want to hold."""
+        """One record, or a slice as a list. Only the list is held in memory."""
         if isinstance(at, slice):
             start, stop, step = at.indices(self._length)
             return list(self._range(start, stop)) if step == 1 else [self[i] for i in range(start, stop, step)]
@@ -189,7 +189,7 @@ def _unpack(place: Place, name: str, start: int, extent: int) -> ImageSource:
 
 
 def _encodable(record: Record) -> Record:
-    """The record with question marks for characters that UTF-8 cannot hold. An image with such a name cannot be found."""
+    """The record with question marks in place of characters that UTF-8 cannot hold. An image with such a name becomes a reject."""
     key, image, problem, *captions = (
         encodable(text) for text in (record.key, record.image, record.problem, *record.captions)
     )

@@ -35,7 +35,7 @@ ROWS = pa.schema(
         ("at", pa.int64()),  # row in the row group
     ]
 )
-BATCH = 4096  # images made records at once
+BATCH = 4096  # images whose rows are joined at once
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class TableColumns:
 
     @classmethod
     def choose(cls, names: Sequence[str], options: ReadOptions, path: Path) -> "TableColumns":
-        """As the options say, or the first of the usual names that is there, whatever its case. Several captions an
-        image may stand in numbered columns (`caption_0`, `caption_1` …)."""
+        """The columns that the options name, or else the first usual name that is there, in upper or lower case.
+
+        The captions may stand in numbered columns (`caption_0`, `caption_1` …). DatasetError if a column is missing."""
         image = _pick(names, options.image_column, IMAGE_COLUMNS, "--image-column", path)
         caption = _pick(names, options.caption_column, CAPTION_NAMES, "--caption-column", path)
         captions = (caption,) if caption is not None else tuple(filter(_NUMBERED, names))
@@ -63,7 +64,7 @@ class TableColumns:
 
     @property
     def used(self) -> list[str]:
-        """All of them, once."""
+        """The names of all used columns, each once."""
         every = (self.image, *self.captions, self.split, self.key)
         return list(dict.fromkeys(name for name in every if name is not None))
 
@@ -74,7 +75,7 @@ class TableColumns:
         return f"image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}, {split}{key}"
 
     def batch(self, rows: Sequence[dict[str, Any]], path: Path, **more: Sequence[Any]) -> pa.RecordBatch:
-        """Rows as objects -> the columns of ROWS; those that rows do not have in themselves come in `more`."""
+        """Rows as objects -> a batch with the columns ROWS. `more` gives columns that the rows do not hold."""
         values: dict[str, Sequence[Any]] = {name: [None] * len(rows) for name in ROWS.names}
         try:
             values["image"] = [image_name(row.get(self.image)) for row in rows]
@@ -128,7 +129,7 @@ class Rows:
         def watched() -> Iterator[pa.RecordBatch]:
             count = 0
             for batch in batches:
-                unnamed = batch["image"].is_null().to_numpy(zero_copy_only=False)  # rows without an image are no group
+                unnamed = batch["image"].is_null().to_numpy(zero_copy_only=False)  # these rows belong to no group
                 numbers = np.arange(count, count + len(batch), dtype=np.uint64)
                 hashes.append(np.where(unnamed, numbers, pl.Series(batch["image"]).hash().to_numpy()))
                 lengths.append(len(batch))

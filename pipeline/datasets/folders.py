@@ -16,7 +16,7 @@ from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, split_in_path, split
 from .sources import ImageFile
 from .tables import TABLES, read_table
 
-MAX_SIDECAR = 2**20  # bytes
+MAX_SIDECAR = 2**20  # bytes of a text or JSON beside an image
 
 
 def metadata_of(folder: Path) -> list[Path]:

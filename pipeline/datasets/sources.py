@@ -96,12 +96,12 @@ def load(source: Fetched) -> Path | bytes:
 
 
 def _inside(folder: str, name: str) -> Path:
-    """The file after all links, checked at the moment of use: what a dataset links to may change."""
+    """The file after all links. It is checked when it is used, because a link may change."""
     path = os.path.realpath(os.path.join(folder, name))
     if not os.path.join(path, "").startswith(_root(folder)):
         raise UnreadableImage(f"it lies outside {folder}, in {os.path.dirname(path)}; give --images DIR that holds it")
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise UnreadableImage("no regular file")
+        raise UnreadableImage("not a regular file")
     return Path(path)
 
 
@@ -112,16 +112,16 @@ def _root(folder: str) -> str:
 
 def _slice(tar: str, offset: int, size: int) -> bytes:
     if size > MAX_BYTES:
-        raise UnreadableImage(f"{size} bytes, the limit is {MAX_BYTES}")
+        raise UnreadableImage(f"{size} bytes, the limit is {MAX_BYTES} bytes")
     with open(tar, "rb", buffering=0) as file:
         data = os.pread(file.fileno(), size, offset)
     if len(data) != size:
-        raise UnreadableImage(f"{os.path.basename(tar)} has been cut short or changed since it was listed")
+        raise UnreadableImage(f"{os.path.basename(tar)} is truncated or has changed since it was listed")
     return data
 
 
 def open_parquet(file: str | Path) -> pq.ParquetFile:
-    """Its pages are read as they are needed, row groups of any size in little memory."""
+    """An open Parquet file. It reads a page when it needs one, so that large row groups take little memory."""
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
 
 
@@ -140,7 +140,7 @@ class _Column:
     def __init__(self, file: str, column: str) -> None:
         self._file, self._column = open_parquet(file), column
         self._group, self._start = -1, 0
-        self._cells: pa.Array = pa.nulls(0)  # those from row `_start` on
+        self._cells: pa.Array = pa.nulls(0)  # cells from row `_start` on
         self._rest: Iterator[pa.Array] = iter(())
         self._error: Exception | None = None
 
@@ -149,7 +149,7 @@ class _Column:
             self._group, self._start, self._error = group, 0, None
             self._cells, self._rest = pa.nulls(0), column_cells(self._file, self._column, group)
         while row >= self._start + len(self._cells):
-            if self._error:  # whatever comes after damage in a row group is lost
+            if self._error:  # all rows after the damage in a row group are lost
                 raise self._error.with_traceback(None)
             try:
                 cells = next(self._rest)
@@ -161,7 +161,7 @@ class _Column:
 
 
 class _Cells:
-    """The column that is being read, for all threads."""
+    """The one column that is open at a time, shared by all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -169,7 +169,7 @@ class _Cells:
 
     def read(self, cell: ParquetCell) -> bytes:
         with self._lock:
-            now = os.stat(cell.file)  # it may have been written anew since it was opened
+            now = os.stat(cell.file)  # the file may have changed since it was opened
             key = (cell.file, cell.column, now.st_ino, now.st_size, now.st_mtime_ns)
             if key != self._key:
                 self._key = ()

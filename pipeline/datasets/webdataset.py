@@ -3,7 +3,7 @@ sample (`000000012.jpg`, `000000012.txt`, `000000012.json`).
 
 Only headers and texts are read here: an image is left at its place, so that reading can start anywhere. The few parts of
 the tar format that matter are read by hand (POSIX.1-2001 pax, "ustar" and GNU long names): ten million samples are thirty
-million members, and a tar that was cut short or damaged must tell where. Memory: one sample's names and texts."""
+million members, and the error for a truncated or damaged tar must say where. Memory: one sample's names and texts."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -90,7 +90,7 @@ def _tar_records(path: Path, prefix: str, split: str | None, options: ReadOption
 
 
 def _add(sample: _Sample, member: Member, suffix: str, path: Path, fd: int) -> None:
-    """Take what the member is for: an image, the first one, `a.jpg` before `a.depth.png`; a caption."""
+    """Add the member to its sample: as the image, if it is the first one (`a.jpg` before `a.depth.png`), or as a caption."""
     last = suffix.rpartition(".")[2]
     if last not in IMAGE_SUFFIXES and suffix not in ("json", "txt"):
         return

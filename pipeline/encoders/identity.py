@@ -20,16 +20,10 @@ from .preprocessing import Preprocessing
 
 BUILTIN = Path(__file__).resolve().parents[2] / "data" / "clip"
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
-# the fields of an identity that must be equal, by purpose
-WEIGHTS = ("sha256",)  # to use another part of the same model
-SAME_INPUT = ("sha256", "preprocessing")  # to encode a query picture as the dataset was
-SAME_FEATURES = (
-    "sha256",
-    "layer",
-    "preprocessing",
-    "tokens",
-    "width",
-)  # to read features that a run was not trained on
+# The fields of an identity that must be equal, for each purpose.
+WEIGHTS = ("sha256",)  # for another part of the same model
+SAME_INPUT = ("sha256", "preprocessing")  # for a query picture, encoded like the dataset
+SAME_FEATURES = ("sha256", "layer", "preprocessing", "tokens", "width")  # for a run on features it was not trained on
 NAMES = {"sha256": "weights have", "preprocessing": "preprocessing has"}  # for messages
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx_data", "*.onnx.data")
 
@@ -68,7 +62,7 @@ def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
     try:
         # no folders of variants
         return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"]))
-    except Exception as error:  # the hub's client raises many kinds; all mean that the model is not here
+    except Exception as error:  # the hub's client raises many types; each means that the model is not here
         raise EncoderError(
             f"encoder {name} cannot be fetched from Hugging Face ({type(error).__name__}); check the id and the "
             "network, or use --encoder builtin or a local folder"
@@ -82,7 +76,7 @@ def model_type(folder: Path) -> str | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object of a model folder. EncoderError if it is not there or not one."""
+    """The JSON object in a file of a model folder. EncoderError if the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -121,8 +115,9 @@ def check_weights(recorded: dict[str, Any], folder: Path) -> None:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 of a model's weight file; of several, the hash of their hashes in order of name. An ONNX model counts with the
-    files of its external weights."""
+    """The SHA-256 of a model's weight file, or of the hashes of several files in order of name.
+
+    The external weights of an ONNX model count as weight files. EncoderError if there are none."""
     onnx = folder / "model.onnx"
     files = sorted([onnx, *_external_weights(onnx)] if onnx.is_file() else folder.glob("*.safetensors"))
     if not files:
@@ -133,7 +128,7 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _external_weights(model: Path) -> set[Path]:
-    """The files beside an ONNX model that hold tensors of it: what its entries `location` name (onnx.proto, external_data)."""
+    """The files beside an ONNX model that hold its tensors. Its entries `location` name them (onnx.proto, external_data)."""
     found = set()
     with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for entry in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", data):  # key, then value with its length
@@ -158,5 +153,6 @@ def describe(encoder: Any, layer: int, precision: str) -> dict[str, Any]:
 
 
 def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels, each (1, 3, 1, 1) float32, on the device."""
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return mean, std

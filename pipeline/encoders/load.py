@@ -19,7 +19,7 @@ def load_encoder(name: str, device: torch.device, dtype: torch.dtype, layer: int
     """The vision model of an encoder, ready to encode. EncoderError if qf does not know it."""
     folder = encoder_folder(name)
     if name != "builtin" and Path(name).is_dir():
-        name = str(folder.resolve())  # which finds it again from anywhere
+        name = str(folder.resolve())  # an absolute path is valid from any folder
     if (folder / "model.onnx").is_file():
         return OnnxEncoder(name, folder, device, layer)
     kind = model_type(folder)
@@ -27,7 +27,7 @@ def load_encoder(name: str, device: torch.device, dtype: torch.dtype, layer: int
         return TransformersEncoder(name, folder, VISION_MODELS[kind], device, dtype, layer)
     if kind == "siglip2":
         raise EncoderError(
-            f"encoder {name} is a NaFlex SigLIP 2, whose tokens differ in number from picture to picture; use one of fixed "
+            f"encoder {name} is a NaFlex SigLIP 2, whose pictures have different numbers of tokens; use one of fixed "
             "resolution, such as google/siglip2-base-patch16-224"
         )
     raise EncoderError(

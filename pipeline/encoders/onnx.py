@@ -1,4 +1,4 @@
-"""An image encoder as an ONNX export."""
+"""The encoder that runs an ONNX export with onnxruntime: pixels to the tokens of its last layer."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class OnnxEncoder:
         providers = [p for p in wanted if p in available] + ["CPUExecutionProvider"]
         try:
             self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
-        except Exception as error:  # onnxruntime's errors have no common base
+        except Exception as error:  # onnxruntime's errors have no common base class
             raise EncoderError(f"{folder / 'model.onnx'} cannot be loaded: {first_line(error)}") from error
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
         if "last_hidden_state" not in outputs or "pixel_values" not in {i.name for i in self.session.get_inputs()}:
@@ -45,7 +45,7 @@ class OnnxEncoder:
         self.name, self.sha256 = name, weights_sha256(folder)
         self.mean, self.std = (t.numpy() for t in normalisation(self.preprocessing, torch.device("cpu")))
         blank = np.zeros((1, 3, self.preprocessing.height, self.preprocessing.width), np.uint8)
-        tokens, pooled = self.encode(blank)  # shapes in the file may be symbolic: one forward tells
+        tokens, pooled = self.encode(blank)  # the file's shapes may be symbolic; a forward pass gives real ones
         self.tokens, self.width = tokens.shape[1:]
         self.joint = None if pooled is None else pooled.shape[1]
 
@@ -57,7 +57,7 @@ class OnnxEncoder:
         values = (pixels.astype(np.float32) * np.float32(self.preprocessing.rescale_factor) - self.mean) / self.std
         try:
             tokens, *joint = self.session.run(self.outputs, {"pixel_values": values})
-        except Exception as error:  # onnxruntime's have no common base
+        except Exception as error:  # onnxruntime's errors have no common base class
             raise EncoderError(
                 f"encoder {self.name} does not take {len(pixels)} x 3 x {pixels.shape[2]} x {pixels.shape[3]} float32 pixels, as its "
                 f"preprocessor_config.json and --batch-size make them: {first_line(error)}"

@@ -1,4 +1,4 @@
-"""One picture through a frozen encoder."""
+"""One picture, such as a query, through the frozen encoder that made the features."""
 
 import json
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def encode_picture(file: Path, identity: dict[str, Any], device: torch.device) -
     except UnreadableImage as error:
         raise QfError(f"{file}: {error}; give another picture") from error
     encoder = load_encoder(identity["id"], device, torch.float32, identity["layer"])
-    now = json.loads(json.dumps(encoder.identity))  # as a manifest has it
+    now = json.loads(json.dumps(encoder.identity))  # tuples become lists, as in a manifest
     check_unchanged(identity, now, SAME_INPUT)
     pixels = encoder.preprocessing(image)
     return Picture(str(file), pixels, *encoder.encode(pixels[None]))

@@ -13,8 +13,8 @@ from .views import View
 MAX_SIDE = 4096  # pixels of what an encoder takes
 PANORAMA = 8  # pictures longer than this times their shorter side are cropped before they are resized
 
-# What transformers' image processors do where preprocessor_config.json is silent, as its oldest files are on most. A size
-# of one number is the shorter side's, except Blip's and ViT's, which is the side of a square.
+# The defaults of transformers' image processors, for fields that preprocessor_config.json lacks. The oldest files lack most.
+# A size of one number is the length of the shorter side; for Blip and ViT it is the side of a square.
 CLIP = {
     "size": {"shortest_edge": 224},
     "crop_size": {"height": 224, "width": 224},
@@ -59,11 +59,11 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Preprocessing":
-        """From the fields that transformers' image processors save. EncoderError if qf does not know the processor."""
+        """Read the fields that transformers' image processors save. EncoderError if qf does not know the processor."""
         name = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
         kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
         if kind not in PROCESSORS:
-            raise _refused(f"{name} is none of those that qf follows ({', '.join(filter(None, PROCESSORS))})")
+            raise _refused(f"{name} is not an image processor that qf supports ({', '.join(filter(None, PROCESSORS))})")
         config = PROCESSORS[kind] | {field: value for field, value in config.items() if value is not None}
         if not config.get("do_resize", True) or config.get("do_pad", False):
             raise _refused("do_resize is off or do_pad is on; qf needs pictures of one size")
@@ -82,7 +82,7 @@ class Preprocessing:
             raise _refused(f"no fixed picture size in size {size} and crop_size {crop}")
         resample, factor = config["resample"], config.get("rescale_factor", 1 / 255)
         if resample not in list(Image.Resampling) or not isinstance(factor, int | float):
-            raise _refused(f"resample {resample!r} or rescale_factor {factor!r} is no such thing")
+            raise _refused(f"resample {resample!r} or rescale_factor {factor!r} is not valid")
         unit = config.get("do_normalize", True)
         return cls(
             height=final[0],
@@ -102,7 +102,7 @@ class Preprocessing:
         box = (left, top, left + self.width, top + self.height)
         if max(width, height) <= PANORAMA * min(width, height):
             cropped = image.resize((width, height), self.resample).crop(box)  # margins beyond the picture are black
-        else:  # cut out what is wanted first, or a strip of 10000 x 10 would become millions of pixels
+        else:  # crop before resizing: a strip of 10000 x 10 would become millions of pixels
             x, y = image.width / width, image.height / height
             part = (max(left, 0) * x, max(top, 0) * y, min(box[2], width) * x, min(box[3], height) * y)
             inner = (min(box[2], width) - max(left, 0), min(box[3], height) - max(top, 0))
@@ -111,7 +111,7 @@ class Preprocessing:
         return _channels_first(cropped)
 
     def aspect(self, width: int, height: int) -> float:
-        """Width over height of the part of a picture that is seen: all of it where it is squashed."""
+        """Width over height of the part that the encoder sees. A squashed picture is seen whole."""
         return width / height if self.squash else self.width / self.height
 
     def view(self, image: Image.Image, view: View) -> np.ndarray:
@@ -123,8 +123,10 @@ class Preprocessing:
     def _resized_part(
         self, image: Image.Image, part: tuple[float, float, float, float], size: tuple[int, int]
     ) -> Image.Image:
-        """`part` of the picture at `size`: across first, as a whole picture is resized, or rounding between the two passes
-        would show; of the rows, those that the filter reaches."""
+        """`part` of the picture, resized to `size`.
+
+        It is resized across first, as Pillow resizes a whole picture, so that rounding gives the same pixels. Only rows that
+        the filter reaches are read."""
         left, top, right, bottom = part
         reach = 4 * max(1.0, (bottom - top) / size[1])  # Lanczos reaches 3 of the result's pixels, or of the picture's
         first, last = max(0, int(top - reach)), min(image.height, int(bottom + reach) + 1)
@@ -133,7 +135,7 @@ class Preprocessing:
         return across.resize(size, self.resample, box=(0, top - first, size[0], bottom - first))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing; the longer side is cut to a whole number."""
+        """Width and height after resizing; the longer side is rounded down."""
         if self.squash:
             return self.squash[1], self.squash[0]
         edge = self.shortest_edge or 0

@@ -16,10 +16,10 @@ class TextModelKind(NamedTuple):
 
     model: str
     joint: str  # the output with the joint embedding
-    masked: bool  # padded to the longest text and masked; or, as SigLIP learnt it, to the full length and seen
+    masked: bool  # pad texts to the longest one and mask the padding; otherwise pad to the full length, as SigLIP does
 
 
-TEXT_MODELS = {  # by the model_type of config.json; folders of a vision model alone have none
+TEXT_MODELS = {  # by model_type in config.json; a folder with a vision model alone has no text model
     "clip": TextModelKind("CLIPTextModelWithProjection", "text_embeds", masked=True),
     "metaclip_2": TextModelKind("MetaClip2TextModelWithProjection", "text_embeds", masked=True),
     "siglip": TextModelKind("SiglipTextModel", "pooler_output", masked=False),
@@ -53,14 +53,14 @@ class TextModel:
         self.model = model.to(device)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # missing files, broken files and missing packages all raise their own kinds
+        except Exception as error:  # missing files, broken files and missing packages each raise another type
             raise EncoderError(
                 f"the tokenizer of encoder {name} cannot be loaded: {first_line(error)} (SigLIP's needs: pip install sentencepiece)"
             ) from error
 
     @property
     def limit(self) -> int:
-        """The number of tokens that the model reads of a text."""
+        """The largest number of tokens that the model reads from a text."""
         limit: int = self.model.config.max_position_embeddings
         return limit
 
@@ -71,7 +71,7 @@ class TextModel:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:
-        """(M,) texts -> (M, P) float32, L2-normalised; longer texts are cut at the model's limit."""
+        """(M,) texts -> (M, P) float32, L2-normalised. Texts beyond the model's limit are truncated."""
         padding = "longest" if self.kind.masked else "max_length"
         parts = []
         for start in range(0, len(texts), batch_size):

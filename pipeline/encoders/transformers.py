@@ -29,7 +29,7 @@ CLIP = VisionModel("CLIPVisionModelWithProjection", -2, "image_embeds")
 METACLIP_2 = VisionModel("MetaClip2VisionModelWithProjection", -2, "image_embeds")
 SIGLIP = VisionModel("SiglipVisionModel", -2, "pooler_output")  # fixed-resolution SigLIP 2 as well
 BLIP_2 = VisionModel("Blip2VisionModel", -1)
-VISION_MODELS = {  # by the model_type of config.json
+VISION_MODELS = {  # by model_type in config.json
     "clip": CLIP,
     "clip_vision_model": CLIP,
     "metaclip_2": METACLIP_2,
@@ -45,7 +45,7 @@ VISION_MODELS = {  # by the model_type of config.json
 
 
 class TransformersEncoder:
-    """The vision model of a transformers folder, alone: of a BLIP-2 neither Q-Former nor language model is read."""
+    """The vision model of a transformers folder. Other parts, such as BLIP-2's Q-Former and language model, are not read."""
 
     def __init__(
         self, name: str, folder: Path, model: VisionModel, device: torch.device, dtype: torch.dtype, layer: int | None
@@ -62,7 +62,7 @@ class TransformersEncoder:
         self.layer = model.layer if layer is None else layer
         self._keep_layer()
         if dtype != torch.float32:
-            for module in self.model.modules():  # once, what autocast would do again in every forward pass
+            for module in self.model.modules():  # convert once; autocast would convert in every forward pass
                 if isinstance(module, torch.nn.Linear):
                     module.to(dtype)
         self.model.to(device)
@@ -83,7 +83,7 @@ class TransformersEncoder:
         count = len(layers)
         if not -count - 1 <= self.layer <= count:
             raise EncoderError(f"--layer {self.layer}: {self.name} has {count} layers; use {-count - 1} to {count}")
-        depth = self.layer % (count + 1)  # layers to go through; 0 is what enters the first
+        depth = self.layer % (count + 1)  # the number of layers to compute; 0 takes the input of the first
 
         def keep(hidden: Tensor) -> None:
             self.kept.hidden = hidden
@@ -113,7 +113,7 @@ class TransformersEncoder:
 
 
 def load_model(model_class: str, folder: Path) -> tuple[Any, set[str]]:
-    """One part of the model in `folder`, in float32 and for inference, and which of its weights the files lack.
+    """One part of the model in `folder`, in float32 and for inference, and the names of its weights that the files lack.
 
     Tensors of other parts are not read; transformers' report on them is not for the user. EncoderError if it cannot be
     loaded."""
@@ -134,7 +134,7 @@ def load_model(model_class: str, folder: Path) -> tuple[Any, set[str]]:
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name
+            ignore_mismatched_sizes=True,  # an error below names them
             # transformers itself strips this prefix for the other models
             key_mapping={r"^vision_model\.": ""} if model_class == BLIP_2.model else None,
             **joint,

@@ -29,8 +29,8 @@ def draw_view(seed: int, key: str, number: int, width: int, height: int, flip: b
     name = f"{seed} {number} {key}".encode(errors="surrogatepass")
     draw = random.Random(int.from_bytes(hashlib.sha256(name).digest()))
     share = draw.uniform(*AREA)
-    aspect *= (ASPECT[1] / ASPECT[0]) ** draw.uniform(-0.5, 0.5)  # even in its logarithm
-    area = share * min(width**2 / aspect, height**2 * aspect)  # of the largest part of that shape
+    aspect *= (ASPECT[1] / ASPECT[0]) ** draw.uniform(-0.5, 0.5)  # uniform in the logarithm
+    area = share * min(width**2 / aspect, height**2 * aspect)  # area, relative to the largest part of that shape
     across, down = max(1, round((area * aspect) ** 0.5)), max(1, round((area / aspect) ** 0.5))
     left, top = draw.randint(0, width - across), draw.randint(0, height - down)
     return View(left, top, left + across, top + down, flip and draw.random() < 0.5)

@@ -45,7 +45,7 @@ class Ledger:
     """The progress of a features folder. `plan` has the fields PLANNED, with `records` and `path` in its `source`."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], suffix: str) -> None:
-        self.folder, self.plan = folder, json.loads(json.dumps(plan))  # as it will be read back
+        self.folder, self.plan = folder, json.loads(json.dumps(plan))  # tuples become lists, as in a file
         count = -(-plan["source"]["records"] // plan["shard_size"])
         self.shards = [folder / f"shard-{number:05d}{suffix}" for number in range(count)]
 
@@ -123,7 +123,7 @@ class Ledger:
         rejected = {reject.key for reject in rejects}
         splits, captions = dict(records.splits), dict(records.captions)
         for record in records if rejected else ():
-            if record.key in rejected and not record.problem:  # records with a problem were not counted
+            if record.key in rejected and not record.problem:  # the counts leave out records with a problem
                 splits[record.split] -= 1
                 captions[record.split] -= len(record.captions)
         content = {
@@ -149,7 +149,7 @@ class Ledger:
 
 
 def recorded_precision(folder: Path) -> str | None:
-    """The encoder's precision in features that are finished or unfinished, such as "bfloat16"; None if there are none."""
+    """The precision of the encoder, such as "bfloat16", that the manifest or plan in `folder` records; None without one."""
     for name in (MANIFEST, PLAN):
         if (folder / name).is_file():
             plan = read_json(folder / name)
@@ -173,7 +173,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
 
 
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
-    """The fields that must be equal for shards to be mixed: all but the places of encoder and dataset."""
+    """The fields that must be equal in all shards of a folder. The places of encoder and dataset may differ."""
     return {
         **{key: plan[key] for key in PLANNED},
         "encoder": without(plan["encoder"], "id"),

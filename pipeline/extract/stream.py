@@ -54,7 +54,7 @@ class EncodedPiece:
 @dataclass(frozen=True)
 class _Opened:
     piece: Piece
-    sources: deque[Fetched]  # of its records; taken out one by one
+    sources: deque[Fetched]  # one for each record; each is removed when it is decoded
 
 
 @dataclass(frozen=True)

@@ -82,13 +82,13 @@ class ArrowShard:
             names = [name for name in [*encoded, "pooled"] if name in self.table.column_names]
             names += [VIEW + name for name in encoded if VIEW + name in self.table.column_names]
             self.offsets = {name: self._rows(self.table.column(name)) for name in names}
-        except Exception as error:  # what a damaged schema makes pyarrow raise is of many kinds
+        except Exception as error:  # pyarrow raises many types of errors for a damaged schema
             raise ArtifactError(f"{path} is damaged; extract again with --overwrite") from error
         if any((rows < 0).any() for rows in self.offsets.values()):
             raise ArtifactError(f"{path} is compressed and cannot be memory-mapped; extract again with --overwrite")
 
     def _rows(self, column: pa.ChunkedArray) -> np.ndarray:
-        """(n,): where in the file the values of each row begin; -1 if they are not in it."""
+        """(n,): the byte of the file where the values of each row begin, or -1 if the file does not hold them."""
         nested = isinstance(column.type, pa.ListType)  # views
         tensor = column.type.value_type if nested else column.type
         size = tensor.value_type.byte_width * prod(tensor.shape)

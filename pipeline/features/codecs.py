@@ -38,7 +38,7 @@ Encoded = dict[str, Tensor]  # column -> (B, *shape of a record), the type on di
 TokenColumns = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # column -> type, shape of a record
 
 GROUP = 64  # channels of a token that share a scale, in int4
-PIECE = 2**20  # values quantised at once: the work beside the result stays small and near the cache, whatever the batch
+PIECE = 2**20  # values quantised at once: temporary arrays stay small enough for the cache at any batch size
 MOST = 127  # the largest level of both integer codecs
 # the smallest float16 above 0, added to every scale: none is 0, and no tiny one is rounded to less than it was
 TINY = 2.0**-24
@@ -125,7 +125,7 @@ def check(codec: str, largest: Tensor, keys: Sequence[str]) -> None:
 
 
 def _scale(value: Tensor) -> Tensor:
-    """A scale, rounded as it will be read. Tokens are divided by the rounded one, so that rounding costs no accuracy."""
+    """A scale, rounded to float16. Tokens are divided by the rounded scale, so that rounding costs no accuracy."""
     return (value + TINY).half()
 
 
@@ -168,7 +168,7 @@ def _int4_around(channel_offset: Tensor, values: Tensor) -> Encoded:
 
 
 def _relative_error(values: Tensor, encoded: Encoded) -> Tensor:
-    """(B,): squared error over squared length, the mean of the tokens; what LayerNorm leaves of it."""
+    """(B,): the squared error over the squared length of a token, averaged over the tokens."""
     error = (decode(encoded) - values).square().sum(2)
     return (error / values.square().sum(2).clamp_min(1e-30)).mean(1)
 

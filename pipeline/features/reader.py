@@ -75,13 +75,13 @@ class Features:
 
     @property
     def views(self) -> int:
-        """How many augmented views each training image has, besides the plain picture."""
+        """The number of augmented views of each training image, without the plain picture."""
         views: int = self.manifest["views"]
         return views
 
     @property
     def identity(self) -> str:
-        """One hash that tells these features from any other. Where their encoder lies is no part of it."""
+        """A hash that differs for other features. The place of their encoder does not change it."""
         encoder = without(self.encoder, "id")
         return sha256_json({"encoder": encoder, "codec": self.manifest["codec"], "shards": self.manifest["shards"]})
 
@@ -133,7 +133,7 @@ class Features:
         return out
 
     def _copy(self, numbers: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` (n, …): row i is what lies at `offsets[i]` of shard `numbers[i]`. Rows that lie end to end go together."""
+        """Fill `out` (n, …): row i is read at `offsets[i]` of shard `numbers[i]`. Adjacent rows are copied together."""
         if not out.size:
             return
         flat = out.reshape(-1).view(np.uint8)

@@ -32,9 +32,9 @@ from ..tar_format import BLOCK, DamagedTar, Member, tar_members
 from .arrow_shards import Block, schema
 from .codecs import TokenColumns
 
-NPY_HEADER = 128  # bytes; data stays aligned as far as a tar aligns it
+NPY_HEADER = 128  # bytes; a multiple of 64, so that data is aligned as well as the tar's blocks are
 
-# What a name cannot hold: a dot ends the key, "/" at an end or twice is no path, webdataset skips "__…__/"
+# Characters that a name cannot hold. A dot ends the key, "/" at an end or twice is no path, webdataset skips "__…__/".
 UNSAFE = re.compile(rb"[^A-Za-z0-9_/-]|(?<![^/])/|/(?![^/])|^_(?=_)")
 
 
@@ -90,7 +90,7 @@ def _npy(values: np.ndarray) -> bytes:
 
 @cache
 def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """NumPy's format, version 1.0, of one length whatever NumPy's own version pads to."""
+    """The header of an array in NumPy's format 1.0. Its length does not depend on the installed NumPy."""
     about = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
     magic = b"\x93NUMPY\x01\x00" + (NPY_HEADER - 10).to_bytes(2, "little")
     return magic + about.ljust(NPY_HEADER - len(magic) - 1) + b"\n"
@@ -103,7 +103,7 @@ class TarShard:
     """A shard, memory-mapped: `table`, `memory` and `offsets` as an ArrowShard has them."""
 
     def __init__(self, path: Path, encoded: TokenColumns) -> None:
-        """ArtifactError if it is no tar, or not one that `write_tar_shard` wrote."""
+        """ArtifactError if the file is not a tar that `write_tar_shard` wrote."""
         self._types = {name: (np.dtype(str(d).removeprefix("torch.")), shape) for name, (d, shape) in encoded.items()}
         self._found = {name: array("q") for name in ("pooled", *encoded, *(VIEW + name for name in encoded))}
         try:
@@ -119,12 +119,12 @@ class TarShard:
             KeyError,
             TypeError,
             ValueError,
-        ) as error:  # from the JSON, most of them
+        ) as error:  # most come from the JSON
             raise ArtifactError(f"{path} is damaged ({error}); extract again with --overwrite") from error
         self.offsets = {name: np.array(found, np.int64) for name, found in self._found.items()}
 
     def _read(self, tar: int, mapped: pa.Buffer, encoded: TokenColumns) -> pa.Table:
-        """Note where every array is; returns what else there is in the rows."""
+        """Record the offset of every array. Returns the other columns of the rows."""
         arrays: list[str] = []  # of a row without views
         rows: list[dict[str, Any]] = []
         thumbnails: list[pa.Array] = []

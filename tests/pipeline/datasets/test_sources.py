@@ -49,7 +49,7 @@ def test_nothing_outside_the_folder_is_read(folder, name):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("none.jpg", "no such file"), ("", "no regular file"), (".", "no regular file"), ("pipe.jpg", "no regular file"),
+        ("none.jpg", "no such file"), ("", "not a regular file"), (".", "not a regular file"), ("pipe.jpg", "not a regular file"),
         ("loop.jpg", "cannot be read: Too many levels"), ("a\0b.jpg", "null"), ("n" * 300, "too long"),
         ("a.jpg/b", "cannot be read: Not a directory"),
     ],
@@ -72,7 +72,7 @@ def test_slices(tmp_path):
     (tmp_path / "t").write_bytes(b"0123456789")
     assert load(TarSlice(str(tmp_path / "t"), 3, 4)) == b"3456"
     for source, reason in [
-        (TarSlice(str(tmp_path / "t"), 8, 4), "cut short or changed"),
+        (TarSlice(str(tmp_path / "t"), 8, 4), "is truncated or has changed"),
         (TarSlice(str(tmp_path / "t"), 0, MAX_BYTES + 1), "the limit is"),
         (TarSlice(str(tmp_path / "u"), 0, 1), "no such file"),
         (None, "no image"),
