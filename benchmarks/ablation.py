@@ -1,11 +1,11 @@
-"""The worth of each objective, of all captions and of views: the same training with one thing changed, R@K and minutes each.
+"""How much is each objective worth, and all captions, and augmented views? Trains variants that differ in one option.
 
     qf extract captions.csv --encoder mobilenetv2 -w plain
     qf extract captions.csv --encoder mobilenetv2 -w views --views 3 --codec int8
     python benchmarks/ablation.py plain views --epochs 8
 
-Each variant is a `qf train` in a process of its own; `--train` hands further options to all of them. One that is finished is not
-trained again. Prints JSON: R@K on the validation split, of ITC and, where matching was trained, re-ranked; minutes of training."""
+Each variant is one `qf train` process; `--train` adds options to all of them. A finished variant is not trained again. Prints one
+JSON object: for each variant R@K on the validation split, also re-ranked by ITM if ITM was trained, and minutes of training."""
 
 import argparse
 import json
@@ -25,15 +25,15 @@ RERANK = 16
 
 
 def qf(*arguments: str) -> Any:
-    """A qf command; its JSON."""
+    """Runs a qf command and returns its JSON. Raises CalledProcessError if it fails."""
     command = [sys.executable, "-c", "from qf.cli import main; main()", *arguments, "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plain", type=Path, help="workspace with features of the plain pictures")
-    parser.add_argument("views", type=Path, help="workspace with features that hold augmented views")
+    parser.add_argument("plain", type=Path, help="workspace with features without augmented views")
+    parser.add_argument("views", type=Path, help="workspace with features with augmented views")
     parser.add_argument("--epochs", default="8")
     parser.add_argument("--train", default="--lr 1e-3", help="further options of every qf train")
     options = parser.parse_args()

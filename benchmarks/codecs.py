@@ -1,12 +1,13 @@
-"""The cost and fidelity of the codecs: bytes an image, cosine between decoded and encoded features, speed. No encoder runs.
+"""What does each codec cost, and how exact is it? Measures bytes, cosines and speed on given features; no encoder runs.
 
     python benchmarks/codecs.py qf-out/features                  # features made with --codec float32
     python benchmarks/codecs.py synthetic                        # 257 x 1024 with massive activations, made here
     python benchmarks/codecs.py qf-out/features --train codecs   # also a workspace a codec: qf train -w codecs/int8 …
 
-Prints JSON. Three cosines a token, each as mean, 1st percentile and least: `cosine`; `layer_norm`, after the LayerNorm that the
-Q-Former applies first; `standardised`, after that and each channel over its standard deviation, where small channels count as much
-as large ones. Speeds are GB/s of float32 values on one thread unless OMP_NUM_THREADS says otherwise, the best of several."""
+Prints one JSON object with a field a codec. Each cosine compares decoded with exact tokens: mean, 1st percentile, minimum.
+`cosine` takes the tokens as they are. `layer_norm` takes them after the LayerNorm that the Q-Former applies first. `standardised`
+also divides each channel by its standard deviation, so that small channels count as much as large ones. Speeds are GB/s of
+float32 values, the best of several runs, on one thread unless OMP_NUM_THREADS is set."""
 
 import argparse
 import json
@@ -34,11 +35,11 @@ BATCH = 32  # images encoded or decoded at once
 
 
 def synthetic(images: int, seed: int = 0) -> Tensor:
-    """(images, 257, 1024) like the second-last layer of a large vision transformer.
+    """Returns (images, 257, 1024) values like those of the second-last layer of a large vision transformer.
 
-    Channels have their own mean (normal, 0.5) and deviation (log-normal about 0.6), half of it a mixture of 48 directions. Six
-    channels lie 8 to 40 from zero in every token. In the class token and 2 to 6 others an image all values are three times as
-    large, and two channels are near -900 and 400."""
+    Each channel has its own mean (normal, 0.5) and deviation (log-normal about 0.6). Half of the deviation is a mixture of 48
+    directions. Six channels lie 8 to 40 from zero in every token. In the class token and 2 to 6 other tokens of an image all
+    values are three times as large, and two channels are near -900 and 400."""
     draw = np.random.default_rng(seed)
     tokens, width = 257, 1024
     mean, deviation = draw.normal(size=width) * 0.5, np.exp(draw.normal(size=width) * 0.5) * 0.6
@@ -56,7 +57,7 @@ def synthetic(images: int, seed: int = 0) -> Tensor:
 
 
 def cosines(exact: Tensor, decoded: Tensor) -> dict[str, dict[str, float]]:
-    """Cosines of two (N, T, W) tensors, token by token. Tokens that are all zero have no direction and are skipped."""
+    """Returns statistics of the cosines between the tokens of two (N, T, W) tensors. Tokens that are all zero are skipped."""
     exact, decoded = exact.flatten(0, 1), decoded.flatten(0, 1)
     some = exact.abs().amax(1) > 0
     exact, decoded = exact[some], decoded[some]
@@ -74,7 +75,7 @@ def cosines(exact: Tensor, decoded: Tensor) -> dict[str, dict[str, float]]:
 
 
 def gigabytes_per_second(values: Tensor, run: Callable[[], Any], times: int = 5) -> float:
-    """The best rate of `run`, which takes or returns `values`."""
+    """Returns the best rate of `times` calls of `run`, which encodes to or decodes from `values`."""
     best = float("inf")
     for _ in range(times):
         started = time.perf_counter()
@@ -84,7 +85,7 @@ def gigabytes_per_second(values: Tensor, run: Callable[[], Any], times: int = 5)
 
 
 def measure(values: Tensor, codec: str) -> dict[str, Any]:
-    """Bytes, cosines and speeds of a codec on (N, T, W)."""
+    """Returns the bytes, cosines and speeds of a codec on (N, T, W) values."""
     parts = [encode(codec, part) for part in values.split(BATCH)]
     few, encoded = values[:BATCH], parts[0]
     return {
@@ -96,7 +97,7 @@ def measure(values: Tensor, codec: str) -> dict[str, Any]:
 
 
 def encode_again(features: Features, codec: str, folder: Path) -> None:
-    """`features` as a finished folder in another codec: same records, shards and thumbnails; augmented views are left out."""
+    """Writes `features` to `folder` in another codec: same records, shards and thumbnails, without augmented views."""
     identity = features.encoder
     shard_schema = schema(columns(codec, identity["tokens"], identity["width"]), identity["joint"], views=False)
     folder.mkdir(parents=True, exist_ok=True)

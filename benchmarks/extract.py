@@ -1,11 +1,10 @@
-"""Images/s of `qf extract`, from JPEG files to finished shards, beside the bare forward pass of its encoder on ready tensors.
+"""How much of its encoder's speed does `qf extract` reach? Compares it with the bare forward pass on ready pixels.
 
     python benchmarks/extract.py PHOTOS [--encoder vit-b32|vit-l14|FOLDER|ID] [--copies 6] [--device auto] [--precision auto]
 
 PHOTOS is a folder of pictures; copies of them make the run long enough. Both take turns in one process, with the same model, batch
 size and precision. Encoders `vit-b32` and `vit-l14` are CLIP vision models of these sizes. Their weights are random, which costs as
-much time as trained ones.
-Prints one JSON object."""
+much time as trained ones. Prints one JSON object: for each turn the images/s of both and their ratio; then `median_share`."""
 
 import argparse
 import json
@@ -28,7 +27,7 @@ from qf.pipeline.images import load_image
 
 
 def dataset_of(photos: Path, copies: int, folder: Path) -> Path:
-    """`copies` files of each picture, with a caption each; the CSV."""
+    """Write `copies` files of each picture, with one caption each; returns the path of their CSV."""
     folder.mkdir()
     pictures = sorted(p for p in photos.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     lines = ["image,caption"]
@@ -75,7 +74,7 @@ def main() -> None:
         name = arguments.encoder
         encoder = load_encoder(random_clip(name, folder / "clip") if name in SIZES else name, device, dtype)
         if not isinstance(encoder, TransformersEncoder):
-            parser.error("the bare forward pass is measured of transformers models only")
+            parser.error("this benchmark measures transformers models only")
         source = dataset_of(arguments.photos, arguments.copies, folder / "photos")
         records = read(source).records
         first = [load_image(folder / "photos" / record.image) for record in records[: arguments.batch_size]]

@@ -1,8 +1,8 @@
-"""How far a straight line gets: ridge regression from mean token features to caption TF-IDF/LSA, ranked by cosine.
+"""How well does a linear model retrieve? Ridge regression maps mean token features to TF-IDF/LSA of captions, ranked by cosine.
 
     python benchmarks/linear_baseline.py qf-out/features --split val
 
-Prints JSON: R@K both ways on the split, in percent. Needs scikit-learn, which qf itself does not."""
+Prints one JSON object: R@K both ways on the split, in percent. It needs scikit-learn, which qf does not install."""
 
 import argparse
 import json

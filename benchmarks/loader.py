@@ -1,18 +1,17 @@
-"""GB/s of the training loader, beside NumPy reading the same memory-mapped rows in the same order.
+"""How fast is the training loader? Compares it with NumPy on the same memory-mapped rows in the same order.
 
     python benchmarks/loader.py [--tokens 257 --width 1024] [--images 1024] [--batch-size 128] [--codec float16] [--format arrow]
 
-Makes a features folder of synthetic features with five captions an image (in TMPDIR, removed afterwards), then reads an epoch of
-it, in turns, in one process, one thread besides the loader's own; the first turn brings the files into the page cache and is
-not counted. Readers:
+Writes random features with five captions an image to a temporary folder. Each reader then reads one epoch, in turns, in one
+process. The first turn is not counted: it brings the files into the page cache. Readers:
 
-    numpy    rows of the memory-mapped arrays copied one by one to a new array a batch
-    numpy+   the same to one array that is used again and again, which no loader can hand out
-    encoded  Features.read to the loader's memory, in the same thread
-    batch    Batches.batch: with captions, padding and masks, in the same thread
-    steps    Batches.between: the same, made ahead in a thread, as training takes it; a step takes no time here
+    numpy    copies rows one by one from the memory-mapped arrays to a new array a batch
+    numpy+   the same, but all batches reuse one array, which a loader that returns its batches cannot do
+    encoded  Features.read into the loader's memory, in the calling thread
+    batch    Batches.batch, which adds captions, padding and masks, in the calling thread
+    steps    Batches.between, which prefetches these batches in a thread for training; a training step takes no time here
 
-Prints one JSON object: GB/s of feature bytes (median of the turns), and the median of each turn's ratios to numpy and numpy+."""
+Prints one JSON object: GB/s of feature bytes (median of the turns), and median ratios to numpy and numpy+ within a turn."""
 
 import argparse
 import json
@@ -42,7 +41,7 @@ WORDS = ["a", "the", "two", "dog", "cat", "man", "woman", "runs", "sits", "on", 
 def make_features(
     folder: Path, images: int, shard_size: int, tokens: int, width: int, codec: str, format: str
 ) -> Features:
-    """A features folder of random numbers."""
+    """Writes random features with five captions an image to `folder` and opens them."""
     described = columns(codec, tokens, width)
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
@@ -82,7 +81,7 @@ def make_features(
 
 
 def mapped(features: Features) -> list[list[np.ndarray]]:
-    """For each column of the codec the memory-mapped array of each row: by plain pyarrow, or by its offset in a tar."""
+    """Returns one list for each column of the codec: the memory-mapped array of each row, in Arrow or tar shards."""
     paths = [features.folder / shard["file"] for shard in features.manifest["shards"]]
     if paths[0].suffix == ".arrow":
         tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]

@@ -14,7 +14,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Plain(nn.Module):
-    """BLIP-2's first stage as LAVIS arranges it, of transformers' modules."""
+    """BLIP-2's first stage in LAVIS's arrangement, built from transformers' modules."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -49,9 +49,10 @@ class Plain(nn.Module):
         self.temp = nn.Parameter(torch.tensor(0.07))
 
     def losses(self, batch: Batch, negatives: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
-        """The three losses of N pairs, and their `similarity` (N, N). `batch`: N images (repeated), N texts, whose picture each is.
+        """Returns the three losses of N pairs and their `similarity` (N, N).
 
-        `negatives`: rows of images and of texts, both among the N pairs; drawn unless given."""
+        `batch` has N images (repeated), N texts and the image number of each pair. `negatives` are rows of images and rows of
+        texts, both among the N pairs. Without them, hard negatives are drawn."""
         embeds, input_ids, attention_mask, picture = batch
         image = self.post_layernorm(embeds)
         queries = self.query_tokens.expand(len(image), -1, -1)
@@ -99,7 +100,7 @@ class Plain(nn.Module):
 
 
 def causal_mask(queries: int, attention_mask: Tensor) -> Tensor:
-    """(N, L) -> (N, 1, Q + L, Q + L): queries see queries, text sees queries and earlier text."""
+    """Returns (N, 1, Q + L, Q + L) from (N, L): queries attend to queries, text attends to queries and earlier text."""
     length = queries + attention_mask.shape[1]
     mask = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
     mask[:queries, :queries] = True

@@ -1,11 +1,11 @@
-"""The cost of bfloat16 in the features, and its gain in speed.
+"""How much do features lose in bfloat16, and how much speed does it gain?
 
     OMP_NUM_THREADS=1 python benchmarks/precision.py
 
-Prints JSON: for the builtin CLIP and for a CLIP of ViT-B/32 size with random weights, on scenes of the sample, the cosine
-similarity of each token (and of `pooled`) with float32's, and images/s, in three ways: `qf` (what `--precision bfloat16`
-does: the weights of linear layers cast once, the rest under autocast), `autocast` (weights cast in every forward pass),
-and `whole` (the whole model in bfloat16, residual stream and norms included)."""
+Encodes scenes of the sample in float32 and in three bfloat16 ways. `qf` is `--precision bfloat16`: it casts the weights of linear
+layers once and runs the rest under autocast. `autocast` casts weights in every forward pass. `whole` runs the whole model in
+bfloat16, with its residual stream and norms. Prints two JSON lines: the builtin CLIP, then a CLIP of ViT-B/32 size with random
+weights. Each way has its images/s and, for tokens and `pooled`, one minus the cosine with float32: mean, 99th percentile, maximum."""
 
 import argparse
 import json
@@ -37,18 +37,18 @@ def main() -> None:
 
 
 def compare(name: str, encoder: str, device: torch.device, arguments: argparse.Namespace) -> None:
-    """Prints one JSON object."""
+    """Prints the figures of one encoder as one JSON line."""
     exact, qf, autocast, whole = (
         load_encoder(encoder, device, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float32, torch.float32)
     )
-    autocast.dtype = torch.bfloat16  # the weights stay as they are
+    autocast.dtype = torch.bfloat16  # the weights stay float32
     whole.model.to(torch.bfloat16)
     pixels = np.stack([exact.preprocessing(render(make_scene(0, "test", n))) for n in range(arguments.images)])
     batches = np.array_split(pixels, -(-len(pixels) // arguments.batch_size))
     ways = {"float32": exact, "qf": qf, "autocast": autocast, "whole": whole}
     outputs = {way: [encoded(one, batch) for batch in batches] for way, one in ways.items()}
     seconds = dict.fromkeys(ways, float("inf"))
-    for _ in range(arguments.repetitions):  # in turns, so that other work on the machine meets all alike
+    for _ in range(arguments.repetitions):  # in turns: other load slows all of them alike
         for way, one in ways.items():
             seconds[way] = min(seconds[way], timed(one, batches[0]))
     result = {"encoder": name, "images": len(pixels), "batch_size": len(batches[0]), "threads": torch.get_num_threads()}
@@ -62,7 +62,7 @@ def compare(name: str, encoder: str, device: torch.device, arguments: argparse.N
 
 
 def encoded(encoder: TransformersEncoder, batch: np.ndarray) -> list[np.ndarray]:
-    """Tokens and, where there is one, the joint embedding."""
+    """Returns the tokens and, if the encoder has one, the joint embedding."""
     return [values.cpu().numpy() for values in encoder.encode(batch) if values is not None]
 
 
@@ -73,12 +73,12 @@ def timed(encoder: TransformersEncoder, batch: np.ndarray) -> float:
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(..., W), (..., W) -> (...)"""
+    """Returns the cosines over the last axis: (..., W), (..., W) -> (...)."""
     return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
 
 
 def described(values: np.ndarray) -> dict[str, float]:
-    """One minus the cosine: its mean, its 99th percentile and its maximum."""
+    """Returns the mean, the 99th percentile and the maximum of one minus the cosines in `values`."""
     loss = 1 - values.astype(np.float64)
     return {"mean": float(loss.mean()), "p99": float(np.percentile(loss, 99)), "max": float(loss.max())}
 

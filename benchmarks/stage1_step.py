@@ -1,20 +1,23 @@
-"""One training step of stage 1 against the same step put together plainly from transformers' modules.
+"""How much faster is a stage-1 step of qf than the same step built from transformers' modules?
 
     OMP_NUM_THREADS=1 python benchmarks/stage1_step.py --captions-file captions.csv      # column `caption`; else the sample's
 
-A step is forward, backward, gradient clipping and AdamW, all three objectives, on the same features, captions and sizes and in the
-same precision. `qf` is `stage1_losses` on B images with C captions each. `plain` is what LAVIS's stage 1 does, with transformers'
-Blip2QFormerModel and Blip2TextEmbeddings, on the same B x C (image, caption) pairs: a pass of the queries, one of the text, one of
-3 B C concatenated pairs with their images repeated, and one of queries and text under a causal mask; each computes the images' keys
-and values anew, and text is padded to 32. (LAVIS spares the queries of the last pass with cached keys and values, which transformers'
-Q-Former does not have.) `encoder` is the forward pass of a CLIP ViT-L/14 vision model with random weights in the same precision, which
-other trainers run on the image of every pair; cached features spare it.
+A step is forward, backward, gradient clipping and AdamW with all three objectives. Features, captions, sizes and precision agree.
 
-Before any timing the losses and gradients of both steps are compared in float32, from the same weights and negatives, without dropout.
-Each step lives in a process of its own, so that its peak memory is its own (of the process on a CPU, of torch's allocator on CUDA); the
-processes take turns, step by step, so that other work on the machine meets them alike. Prints JSON: medians over the steps, and
-how many times faster qf is than the plain step in the same turn, in the median. FLOP/s: the products that qf's step really does, by
-torch's own counter, beside the best rate of one large product on the device."""
+- `qf` is `stage1_losses` on B images with C captions each.
+- `plain` is LAVIS's stage 1 with transformers' Blip2QFormerModel and Blip2TextEmbeddings on the same B x C (image, caption) pairs. It
+  has four passes: queries; text; 3 B C matched pairs with repeated images; queries and text under a causal mask. Each pass computes
+  the keys and values of its images again. Text is padded to 32 tokens. LAVIS caches keys and values of the queries for the last
+  pass; transformers' Q-Former has no such cache.
+- `encoder` is the forward pass of a CLIP ViT-L/14 vision model with random weights in the same precision. Trainers without cached
+  features run it on the image of every pair.
+
+The script first compares losses and gradients of both steps in float32, with the same weights and negatives and without dropout. Each
+step then has its own process, and so its own peak memory: the process's on a CPU, torch's allocator's on CUDA. The processes take
+turns, step by step, so that other load slows all of them alike.
+
+Prints one JSON object: median seconds, the median ratio of plain to qf within a turn, peak memory, and FLOP/s. FLOP/s counts the
+matrix products of qf's step (torch's counter) and stands beside the best rate of one large product on the device."""
 
 import argparse
 import csv
@@ -43,15 +46,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-PADDED = 32  # tokens of every text of the plain step
-VOCABULARY = 30_523  # BERT's and [DEC]
+PADDED = 32  # tokens of each text in the plain step
+VOCABULARY = 30_523  # tokens: BERT's and [DEC]
 EACH = 5  # captions an image
-CHECKED = 3  # images that the losses are compared on
+CHECKED = 3  # images in the batch on which the losses are compared
 RATES = {"lr": 1e-4, "betas": (0.9, 0.98), "weight_decay": 0.05}
 
 
 def as_pairs(batch: Batch) -> Batch:
-    """The batch as the plain step sees it: an image for every text, texts padded."""
+    """Returns the batch of the plain step: one image for every text, texts padded to PADDED tokens."""
     embeds, input_ids, attention_mask, image_rows = batch
     missing = PADDED - input_ids.shape[1]
     return embeds[image_rows], F.pad(input_ids, (0, missing)), F.pad(attention_mask, (0, missing)), image_rows
@@ -62,7 +65,7 @@ def qf_losses(model: QFormer, batch: Batch, negatives: tuple[Tensor, Tensor] | N
 
 
 def captions_of(file: Path | None, images: int) -> list[str]:
-    """Five captions of each of `images` pictures, one after the other."""
+    """Returns five captions for each of `images` pictures, in order of the pictures."""
     if file is None:
         return [caption for n in range(images) for caption in sample_captions(make_scene(0, "train", n))]
     with open(file, newline="") as lines:
@@ -71,13 +74,13 @@ def captions_of(file: Path | None, images: int) -> list[str]:
 
 @cache
 def vocabulary(file: Path | None, images: int, vocab_size: int) -> tuple[list[str], Tokens]:
-    """The captions of `images` pictures, and a tokenizer trained on them."""
+    """Returns the captions of `images` pictures and a tokenizer trained on them."""
     texts = captions_of(file, images)
     return texts, Tokens.train(texts, vocab_size)
 
 
 def make_batch(arguments: argparse.Namespace, images: int, captions: int, device: torch.device) -> Batch:
-    """Random features of `images` images and the first `captions` real captions of each."""
+    """Returns random features of `images` images with the first `captions` captions of each picture."""
     texts, tokens = vocabulary(arguments.captions_file, max(images, 1000), arguments.vocab_size)
     chosen = [texts[image * EACH + n] for image in range(images) for n in range(captions)]
     input_ids, attention_mask = tokens(chosen, PADDED)
@@ -98,10 +101,10 @@ def model_config(arguments: argparse.Namespace, dropout: float) -> QFormerConfig
 
 
 def compare(arguments: argparse.Namespace, captions: int) -> dict[str, float]:
-    """The relative difference of each loss, and of the gradients as a whole, between the two steps in float32.
+    """Returns the relative difference of each loss and of all gradients between the two steps in float32.
 
-    With several captions the plain contrast counts an image once for each caption, and so is not the same loss: what is
-    compared then is the contrast of its similarities with each image once."""
+    With several captions the plain ITC counts an image once for each caption, which is another loss. The comparison
+    therefore takes ITC of the plain similarities with each image once. Raises RuntimeError if a difference exceeds 1e-3."""
     torch.manual_seed(0)
     device = resolve_device(arguments.device)
     batch = make_batch(arguments, CHECKED, captions, device)
@@ -131,7 +134,9 @@ def compare(arguments: argparse.Namespace, captions: int) -> dict[str, float]:
 def make_step(
     name: str, arguments: argparse.Namespace, captions: int, device: torch.device, compiled: bool = False
 ) -> Callable[[], None]:
-    """One step of `qf` or `plain`, or the forward pass of `encoder` over a batch of images. `compiled`: qf with --compile."""
+    """Returns a function that runs one step of `qf` or `plain`, or one forward pass of `encoder`.
+
+    `compiled` compiles the blocks of `qf`, as `qf train --compile` does."""
     torch.manual_seed(0)
     dtype = resolve_precision(arguments.precision, device)
     if name == "encoder":
@@ -160,7 +165,7 @@ def make_step(
 
 
 def peak_memory(device: torch.device) -> float:
-    """MB: of torch's allocator on CUDA, of this process on a CPU (Linux)."""
+    """Returns the peak memory in MB: torch's allocator's on CUDA, the process's on a CPU (Linux)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -168,7 +173,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def work(pipe: Connection, name: str, arguments: argparse.Namespace, captions: int) -> None:
-    """A process that answers each `step` with its seconds, `flops` with a step's FLOPs and `memory` with the peak in MB."""
+    """Runs in its own process. Answers `step` with seconds, `flops` with the FLOPs of a step and `memory` with the peak in MB."""
     device = resolve_device(arguments.device)
     step = make_step(name, arguments, captions, device)
     while (asked := pipe.recv()) != "end":
@@ -186,7 +191,7 @@ def work(pipe: Connection, name: str, arguments: argparse.Namespace, captions: i
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large product, the best of some: what this device really reaches."""
+    """Returns the best FLOP/s of several large matrix products: the rate that this device reaches."""
     size, times = (8192, 20) if device.type == "cuda" else (2048, 8)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = 0.0
@@ -199,7 +204,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measure(arguments: argparse.Namespace, captions: int) -> dict[str, Any]:
-    """Both steps, and the encoder unless told otherwise, in turns."""
+    """Returns the figures of both steps, and of the encoder unless --no-encoder is given. All take turns."""
     names = ["qf", "plain", *([] if arguments.no_encoder else ["encoder"])]
     context = get_context("spawn")
     pipes, processes = {}, []
@@ -207,7 +212,7 @@ def measure(arguments: argparse.Namespace, captions: int) -> dict[str, Any]:
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=work, args=(theirs, name, arguments, captions)))
         processes[-1].start()
-        theirs.close()  # so that a process that dies is noticed
+        theirs.close()  # recv then raises EOFError if the process dies
 
     def ask(name: str, what: str) -> float:
         pipes[name].send(what)
@@ -259,7 +264,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     dtype = resolve_precision(arguments.precision, device)
-    with get_context("spawn").Pool(1) as apart:  # in a process that ends, and takes its memory with it
+    with get_context("spawn").Pool(1) as apart:  # in another process, whose memory is freed at its end
         differences = {str(n): apart.apply(compare, (arguments, n)) for n in arguments.captions}
     result = {
         **{name: getattr(arguments, name) for name in ("preset", "tokens", "width", "batch_size", "steps")},
