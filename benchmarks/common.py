@@ -35,14 +35,17 @@ def wait(device: torch.device) -> None:
 
 
 def seconds_a_call(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Mean seconds of one call, over about `seconds` of calls (at least one). One call before them tells how many these are.
+    """Mean seconds of one call, over about `seconds` of calls. A first call tells how many; one that takes that long is enough.
 
     The clock waits for the device before the first call and after the last one, and never in between. The caller warms up."""
     wait(device)
     began = time.perf_counter()
     run()
     wait(device)
-    count = max(1, int(seconds / (time.perf_counter() - began)))
+    first = time.perf_counter() - began
+    if first >= seconds:
+        return first
+    count = max(1, int(seconds / first))
     began = time.perf_counter()
     for _ in range(count):
         run()
