@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import locked
+from ..artifacts import has_manifest, locked
 from ..config import ComputeOptions, EncoderOptions, ExtractOptions, ReadOptions
 from ..datasets.read import Dataset, read
 from ..device import resolve_device, resolve_precision
@@ -81,7 +81,7 @@ def extract_source(
     dataset = read(Path(source), reading)
     say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
     device, precision = resolve_device(on.device), on.precision
-    if precision == "auto" and not options.overwrite:
+    if precision == "auto" and not (options.overwrite and has_manifest(folder)):  # finished features are replaced whole
         precision = recorded_precision(folder) or precision
     frozen = load_encoder(encoder.encoder, device, resolve_precision(precision, device), encoder.layer)
     if options.dry_run:

@@ -318,8 +318,10 @@ def test_records_that_the_dataset_itself_refuses_are_counted_first(tmp_path, cli
     assert not (tmp_path / "features" / "plan.json").exists()
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_extraction_goes_on_in_the_precision_that_it_began_with(tmp_path, pictures, clip_folder, monkeypatch, finished):
+@pytest.mark.parametrize(("finished", "overwrite"), [(False, False), (False, True), (True, False)])
+def test_extraction_goes_on_in_the_precision_that_it_began_with(
+    tmp_path, pictures, clip_folder, monkeypatch, finished, overwrite
+):
     """As on another machine, where "auto" would choose otherwise."""
     folder = tmp_path / "features"
     options = {"encoder": EncoderOptions(str(clip_folder)), "options": ExtractOptions(shard_size=7)}
@@ -334,6 +336,20 @@ def test_extraction_goes_on_in_the_precision_that_it_began_with(tmp_path, pictur
             write_json((folder / shard["file"]).with_suffix(".json"), {**shard, "rejects": []})
         (folder / "manifest.json").unlink()
         (folder / manifest["shards"][-1]["file"]).unlink()
+    kept = folder / "shard-00000.arrow"
+    written = kept.stat().st_mtime_ns
     monkeypatch.setattr("qf.pipeline.device.bfloat16_pays", lambda: False)
+    options["options"] = ExtractOptions(shard_size=7, overwrite=overwrite)
     extract_source(str(pictures), folder, **options)
     assert {path: path.read_bytes() for path in folder.glob("shard-*.arrow")} == bytes_before
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_finished_features_that_are_replaced_take_the_precision_of_this_machine(
+    tmp_path, pictures, clip_folder, monkeypatch
+):
+    folder, encoder = tmp_path / "features", EncoderOptions(str(clip_folder))
+    for pays, precision in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("qf.pipeline.device.bfloat16_pays", lambda pays=pays: pays)
+        extract_source(str(pictures), folder, encoder, options=ExtractOptions(overwrite=True))
+        assert Features(folder).encoder["precision"] == precision
