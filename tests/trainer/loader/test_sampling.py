@@ -4,6 +4,7 @@ from collections import Counter
 from itertools import permutations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qf.trainer.loader.sampling import STRETCHES, Sampler, epoch_order
@@ -81,3 +82,20 @@ def test_a_sample_is_a_function_of_its_number_and_the_seed():
         for ours, theirs in zip(vars(forward[number]).values(), vars(again.sample(number)).values(), strict=True):
             assert np.array_equal(ours, theirs)
     assert any(not np.array_equal(forward[n].images, other.sample(n).images) for n in range(8))
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 17, 10_000])
+def test_an_image_of_very_many_captions_brings_16_of_them_and_over_the_epochs_all(count):
+    options = {
+        "batch_size": 2,
+        "captions_per_image": 0,
+        "matched_captions": 1,
+        "views": 1,
+        "seed": 0,
+        "shuffle_window": 4,
+    }
+    sampler = Sampler(np.array([count, 2]), np.zeros(2, int), **options)
+    samples = [sampler.sample(number) for number in range(min(count, 40))]
+    seen = {caption for sample in samples for caption in sample.captions[sample.image_rows == 0].tolist()}
+    assert {len(sample.captions) for sample in samples} == {min(count, 16) + 2}
+    assert len(seen) == min(count, 16 * len(samples))
