@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from qf.pipeline.artifacts import Sink, write_manifest
+from qf.pipeline.artifacts import write_manifest
 from qf.pipeline.features.arrow_shards import Block, schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, encode
 from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import Features
 from qf.pipeline.features.tar_shards import TarShard, write_tar_shard
+from qf.pipeline.files import Sink
 from qf.trainer.loader.batches import Batches
 from qf.trainer.tokens import Tokens
 

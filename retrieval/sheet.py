@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pipeline.artifacts import atomic_file
+from ..pipeline.files import atomic_file
 from .searcher import Hit
 
 TILE, GAP, HEAD, FOOT = 160, 12, 30, 64

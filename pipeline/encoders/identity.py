@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artifacts import sha256_file
 from ..errors import EncoderError
+from ..files import sha256_file
 from .preprocessing import Preprocessing
 
 BUILTIN = Path(__file__).resolve().parents[2] / "data" / "clip"

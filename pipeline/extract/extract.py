@@ -9,17 +9,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import has_manifest, locked
+from ..artifacts import read_manifest
 from ..config import ComputeOptions, EncoderOptions, ExtractOptions, ReadOptions
 from ..datasets.read import Dataset, read
 from ..device import resolve_device, resolve_precision
 from ..encoders.identity import FrozenEncoder
 from ..encoders.load import load_encoder
 from ..errors import DatasetError
+from ..features.manifest import FEATURES
+from ..files import locked
 from ..formatting import by_split, counted, duration, size
+from ..replacement import place_to_write, settle
 from ..results import Result
 from .estimate import Estimated, check_space, estimate
-from .ledger import Ledger, recorded_precision
+from .ledger import Ledger, recorded_precision, resumes
 from .shard import SHARD_SUFFIXES, check_options, pieces, span, write_shard
 from .stream import EncodedPiece, Stream
 
@@ -81,8 +84,8 @@ def extract_source(
     dataset = read(Path(source), reading)
     say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
     device, precision = resolve_device(on.device), on.precision
-    if precision == "auto" and not (options.overwrite and has_manifest(folder)):  # finished features are replaced whole
-        precision = recorded_precision(folder) or precision
+    if precision == "auto":
+        precision = recorded_precision(folder, options.overwrite) or precision
     frozen = load_encoder(encoder.encoder, device, resolve_precision(precision, device), encoder.layer)
     if options.dry_run:
         return estimate(dataset, frozen, options, folder)
@@ -99,8 +102,8 @@ def extract(
 ) -> Extracted:
     """Fill `folder` with features. Shards that are finished already are kept.
 
-    ArtifactError if the folder holds features of something else; QfError if too many records are rejected, or if the features
-    do not fit on the disk."""
+    With `options.overwrite` other features stay until the new ones are finished. ArtifactError if the folder holds features of
+    something else; QfError if too many records are rejected, or if the features do not fit on the disk."""
     check_options(options)
     records, started = dataset.records, time.perf_counter()
     plan = {
@@ -113,15 +116,17 @@ def extract(
         "shard_size": options.shard_size,
     }
     with locked(folder):
-        ledger = Ledger(folder, plan, SHARD_SUFFIXES[options.shard_format])
-        state = ledger.state(options.overwrite)
+        place = place_to_write(folder, options.overwrite, lambda there: resumes(there, plan))
+        ledger = Ledger(place, plan, SHARD_SUFFIXES[options.shard_format])
+        state = ledger.state(replaces=place != folder)
         if state == "finished":
             ledger.sweep()
-            return _result(ledger.manifest(), folder, time.perf_counter() - started)
+            settle(place, folder, FEATURES)
+            return _result(read_manifest(folder, FEATURES), folder, time.perf_counter() - started)
         every = range(len(ledger.shards))
         todo = [number for number in every if state == "fresh" or ledger.noted(number) is None]
         _check_problems(dataset, options)
-        check_space(dataset, encoder, options, folder, len(todo) / len(every), state == "fresh")
+        check_space(dataset, encoder, options, folder, len(todo) / len(every))
         if state == "fresh":
             ledger.begin()
         rejected = sum(len(ledger.noted(number) or ()) for number in every)
@@ -148,6 +153,7 @@ def extract(
         if rejected == total or rejected > options.max_rejects * total:
             raise ledger.too_many(options.max_rejects)
         manifest = ledger.close(records)
+        settle(place, folder, FEATURES)
     return _result(manifest, folder, time.perf_counter() - started, encoded, encoder_seconds, waited)
 
 

@@ -4,17 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from qf.pipeline.artifacts import (
-    atomic_file,
-    difference,
-    locked,
-    read_manifest,
-    sha256_file,
-    write_json,
-    write_manifest,
-)
+from qf.pipeline.artifacts import difference, read_manifest, write_manifest
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.manifest import FEATURES
+from qf.pipeline.files import atomic_file, locked, sha256_file, write_json
 from qf.trainer.manifest import RUN
 
 

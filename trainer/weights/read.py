@@ -10,10 +10,10 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ...pipeline.artifacts import has_manifest, read_manifest
+from ...pipeline.artifacts import check_files, has_manifest, read_manifest, remember
 from ...pipeline.encoders.identity import encoder_folder
 from ...pipeline.errors import ArtifactError, EncoderError, first_line
-from ..manifest import RUN
+from ..manifest import RUN, WEIGHTS
 from ..tokens import Tokens, read_tokenizer
 from .names import (
     BERT_NAMES,
@@ -101,7 +101,10 @@ def fill(model: nn.Module, weights: Weights) -> None:
 
 def _from_run(folder: Path) -> Weights:
     manifest = read_manifest(folder, RUN)
-    state = load_tensors(folder / "model.safetensors")
+    unknown = check_files(folder, manifest["files"], "train again with --overwrite")
+    state = load_tensors(folder / WEIGHTS)
+    if unknown:
+        remember(folder, manifest["files"])
     return Weights(str(folder), RUN_NAMES, manifest["model"], state, tokenizer=read_tokenizer(folder))
 
 

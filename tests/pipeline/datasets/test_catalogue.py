@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from qf.pipeline.artifacts import sha256_json
 from qf.pipeline.datasets.catalogue import BATCH, Catalogue
 from qf.pipeline.datasets.records import Record
 from qf.pipeline.datasets.sources import ImageFile, ParquetCell, TarSlice
 from qf.pipeline.errors import DatasetError
+from qf.pipeline.files import sha256_json
 
 SOURCES = st.one_of(
     st.none(),

@@ -15,19 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from qf.pipeline.artifacts import write_json
+from qf.pipeline.artifacts import write_sealed
 from qf.pipeline.config import EncoderOptions, ExtractOptions
 from qf.pipeline.datasets.read import read
 from qf.pipeline.errors import ArtifactError, DatasetError
 from qf.pipeline.extract.extract import extract_source
-from qf.pipeline.extract.ledger import PLANNED
+from qf.pipeline.features.manifest import Planned
 from qf.pipeline.features.reader import Features
 
 from conftest import make_pictures, run_extract  # isort: skip
 
 
 def files(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("manifest.json", ".lock")}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("manifest.json", ".checked.json")}
 
 
 def test_a_folder_holds_shards_manifest_and_rejects_only(features):
@@ -331,9 +331,9 @@ def test_extraction_goes_on_in_the_precision_that_it_began_with(
     bytes_before = {path: path.read_bytes() for path in folder.glob("shard-*")}
     if not finished:  # put back what an interrupt leaves: plan and notes of all shards but the last
         manifest = json.loads((folder / "manifest.json").read_text())
-        write_json(folder / "plan.json", {name: manifest[name] for name in PLANNED})
+        write_sealed(folder / "plan.json", {name: manifest[name] for name in Planned.__annotations__})
         for shard in manifest["shards"][:-1]:
-            write_json((folder / shard["file"]).with_suffix(".json"), {**shard, "rejects": []})
+            write_sealed((folder / shard["file"]).with_suffix(".json"), {**shard, "rejects": []})
         (folder / "manifest.json").unlink()
         (folder / manifest["shards"][-1]["file"]).unlink()
     kept = folder / "shard-00000.arrow"

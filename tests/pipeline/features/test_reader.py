@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qf.pipeline.artifacts import sha256_file, write_manifest
+from qf.pipeline.artifacts import write_manifest
 from qf.pipeline.encoders.views import View
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.arrow_shards import VIEW, ArrowShard, schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, encode
 from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import Features
+from qf.pipeline.files import sha256_file
 
 
 def test_a_shard_is_what_the_contract_says(features):

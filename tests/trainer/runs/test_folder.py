@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from qf.pipeline.artifacts import write_json
 from qf.pipeline.errors import ArtifactError
+from qf.pipeline.files import write_json
 from qf.trainer.runs.checkpoints import BEST, TrainState, last_step, load_best, save_best, save_checkpoint
 from qf.trainer.runs.folder import Trained, begin, is_finished, recorded_precision, result
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from qf.pipeline.artifacts import read_json, write_json
+from qf.pipeline.artifacts import read_json
 from qf.pipeline.errors import ArtifactError, EncoderError
+from qf.pipeline.files import write_json
 from qf.trainer.config import Stage1Config
 from qf.trainer.qformer import QFormer
 from qf.trainer.stage1.stage import train
