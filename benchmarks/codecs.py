@@ -120,7 +120,8 @@ def encode_again(features: Features, codec: str, folder: Path) -> None:
     with atomic_file(folder / REJECTS) as file:
         file.write((features.folder / REJECTS).read_bytes())
     manifest = {key: value for key, value in features.manifest.items() if key not in ("kind", "version")}
-    changed = {"codec": codec, "format": "arrow", "views": 0, "augmentation": None, "shards": shards}
+    files = [described(folder / REJECTS)]
+    changed = {"codec": codec, "format": "arrow", "views": 0, "augmentation": None, "shards": shards, "files": files}
     write_manifest(folder, FEATURES, manifest | changed)
 
 

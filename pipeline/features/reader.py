@@ -81,12 +81,10 @@ class Features:
         found = {"records": len(shard.table), "width of pooled": shard.joint}
         wanted = {"records": records, "width of pooled": self.encoder["joint"]}
         if "views" in shard.table.column_names:
-            trained = pc.equal(shard.table.column("split"), "train")
-            views = pc.if_else(trained, self.views, 0)
-            found["records with their views"] = pc.sum(
-                pc.equal(pc.fill_null(pc.list_value_length(shard.table.column("views")), 0), views)
-            ).as_py()
-            wanted["records with their views"] = records
+            trained = shard.table.filter(pc.equal(shard.table.column("split"), "train")).column("views")
+            viewed = pc.equal(pc.list_value_length(trained), self.views)
+            found["training images with all views"] = pc.sum(viewed).as_py() or 0
+            wanted["training images with all views"] = len(trained)
         elif self.views:
             found["views"], wanted["views"] = 0, self.views
         if changed := difference(wanted, found):

@@ -1,6 +1,5 @@
 """Index files, what they remember, and what they refuse."""
 
-import json
 import shutil
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ from qf.retrieval.search import Ranking
 from qf.retrieval.searcher import Searcher, open_searcher
 from qf.retrieval.verify import verify
 
-from conftest import run_extract  # isort: skip
+from conftest import reseal, run_extract  # isort: skip
 
 CPU, ON = torch.device("cpu"), ComputeOptions("cpu", "float32")
 
@@ -73,8 +72,7 @@ def test_a_moved_workspace_still_opens(workspace):
 
 
 def test_an_index_of_another_model_is_refused(workspace):
-    manifest = json.loads((workspace / "runs" / "stage1" / "manifest.json").read_text())
-    (workspace / "runs" / "stage1" / "manifest.json").write_text(json.dumps(manifest | {"sha256": "0" * 64}))
+    reseal(workspace / "runs" / "stage1" / "manifest.json", sha256="0" * 64)
     with pytest.raises(ArtifactError, match="built from another model.*rebuild it with `qf index`"):
         open_searcher(Workspace(workspace), ON)
 
