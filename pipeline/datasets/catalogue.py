@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,7 @@ from ..errors import DatasetError
 from ..formatting import encodable
 from ..schema import SPLITS, TYPES
 from .records import Record
-from .sources import ImageFile, ImageSource, ParquetCell, TarSlice
+from .sources import Bounds, ImageFile, ImageSource, ParquetCell, TarSlice
 from .spool import spool
 
 BATCH = 4096  # records in a batch of the file, the last one excepted
@@ -173,7 +173,7 @@ class _Tally:
 def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
     source = record.source
     if isinstance(source, ImageFile):
-        return (ImageFile, source.folder, ""), None if source.name == record.image else source.name, 0, 0
+        return (ImageFile, source.folder, source.bounds), None if source.name == record.image else source.name, 0, 0
     if isinstance(source, TarSlice):
         return (TarSlice, source.tar, ""), None, source.offset, source.size
     if isinstance(source, ParquetCell):
@@ -182,9 +182,9 @@ def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
 
 
 def _unpack(place: Place, name: str, start: int, extent: int) -> ImageSource:
-    kind, path, column = place
+    kind, path, column = place  # of a file: folder and bounds
     if kind is ImageFile:
-        return ImageFile(path, name)
+        return ImageFile(path, name, cast(Bounds, column))
     return TarSlice(path, start, extent) if kind is TarSlice else ParquetCell(path, column, start, extent)
 
 
@@ -194,6 +194,6 @@ def _encodable(record: Record) -> Record:
         encodable(text) for text in (record.key, record.image, record.problem, *record.captions)
     )
     source = record.source
-    if image != record.image or (isinstance(source, ImageFile) and source.name != image):
+    if image != record.image or (isinstance(source, ImageFile) and source.name != encodable(source.name)):
         source, problem = None, problem or "its name is no valid Unicode"
     return Record(key, image, source, tuple(captions), record.split, problem)

@@ -17,7 +17,8 @@ from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import encodable
 from ..schema import TYPES
-from .records import CAPTION_NAMES, SPLIT_ALIASES, Record, image_folder, split_in_path, split_of, texts
+from .names import image_folder, names_in, plain
+from .records import CAPTION_NAMES, SPLIT_ALIASES, Record, bounds_of, split_in_path, split_of, texts
 from .sources import ImageFile, ImageSource, ParquetCell
 from .spool import spool
 
@@ -35,6 +36,7 @@ ROWS = pa.schema(
         ("at", pa.int64()),  # row in the row group
     ]
 )
+URLS = ("http://", "https://")
 BATCH = 4096  # images whose rows are joined at once
 
 
@@ -111,8 +113,9 @@ def _list(names: Sequence[str]) -> str:
 
 
 def image_name(value: Any) -> str | None:
-    """The name in a path, or in a Hugging Face struct with a path; None if it is blank."""
-    return (_text(value.get("path") if isinstance(value, dict) else value) or "").strip() or None
+    """The name in a path, or in a Hugging Face struct with a path, without `./` and doubled slashes; None if it is blank."""
+    name = (_text(value.get("path") if isinstance(value, dict) else value) or "").strip()
+    return plain(name) or None
 
 
 def _text(value: Any) -> str | None:
@@ -163,9 +166,11 @@ def grouped_records(
 
     `paths` are the table's files, `leaf` their column of pictures, `digests` (uint64, 0: none) those of the pictures
     whose name repeats. Rows that name no image are records with a problem."""
-    first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0]]
-    folder = str(options.images or image_folder(paths[0].parent, first))
-    same = rows.names if digests is None else rows.names ^ digests
+    first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0] and row[4] is None]
+    folder = str(options.images or image_folder(paths[0], first))
+    names = _files(rows, folder)
+    same = names if digests is None else names ^ digests
+    odd = names != rows.names  # rows whose image has another name on disk
     order = np.argsort(same, kind="stable")
     begins = np.flatnonzero(np.append(True, same[order][1:] != same[order][:-1])[: len(rows)])
     ends = np.append(begins[1:], len(rows))
@@ -175,7 +180,20 @@ def grouped_records(
         taken = np.concatenate(groups)
         numbered = zip(taken.tolist(), rows.take(taken), strict=True)
         for group in groups:
-            yield from _records([next(numbered) for _ in group], paths, leaf, folder, options, digests)
+            yield from _records([next(numbered) for _ in group], paths, leaf, folder, options, digests, odd)
+
+
+def _files(rows: Rows, folder: str) -> np.ndarray:
+    """A hash (uint64) of each row's file: of the image's name, or of that which the file has if it is only nearly right."""
+    every, first, inverse = np.unique(rows.names, return_index=True, return_inverse=True)
+    files = every.copy()
+    for start in range(0, len(first), BATCH):
+        for number, (image, _, _, _, inside, _, _) in enumerate(rows.take(first[start : start + BATCH]), start):
+            if image is not None and inside is None and not image.startswith(URLS):
+                match = names_in(folder).find(image)
+                if match.name != image:
+                    files[number] = pl.Series([match.name]).hash()[0]
+    return files[inverse]
 
 
 def _records(
@@ -185,18 +203,21 @@ def _records(
     folder: str,
     options: ReadOptions,
     digests: np.ndarray | None,
+    odd: np.ndarray,
 ) -> Iterator[Record]:
     """Rows whose hashes are equal: one image, a row without one, or names whose hashes happen to meet."""
     images: dict[Any, list[tuple[int, tuple[Any, ...]]]] = {}
     for number, row in group:
-        images.setdefault(number if row[0] is None else row[0], []).append((number, row))
+        file = names_in(folder).find(row[0]).name if odd[number] else row[0]
+        images.setdefault(number if row[0] is None else file, []).append((number, row))
     for every in images.values():
         number, (image, _, _, key, file, part, at) = every[0]
         if image is None:
-            problem = f"row {number + 1} of {paths[0].name} names no image"
+            files = paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}"
+            problem = f"row {number + 1} of {files} names no image"
             yield Record(f"row {number + 1}", "", None, (), "train", problem)
             continue
-        if file is None and image.startswith(("http://", "https://")):
+        if file is None and image.startswith(URLS):
             raise DatasetError(
                 f"{paths[0]} holds image URLs, which qf does not download; fetch them with img2dataset first"
             )
@@ -206,9 +227,13 @@ def _records(
         splits = sorted({SPLIT_ALIASES.get(name.lower(), name) for name in named})
         if len(splits) > 1 and not options.redraw_splits:
             problem = f"its rows are in several splits: {', '.join(splits)}"
-        source: ImageSource = (
-            ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
-        )
+        source: ImageSource
+        if file is None:
+            match = names_in(folder).find(image)
+            source = ImageFile(folder, match.name, bounds_of(options))
+            problem = problem or match.problem
+        else:
+            source = ParquetCell(str(paths[file]), leaf, part, at)
         key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
         split = next(iter(splits), None)
         if split is None and file is None:

@@ -11,21 +11,24 @@ patterns                        `data/{00000..00031}.tar`, `captions_{train,val}
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from ..config import ReadOptions
 from ..errors import DatasetError
+from ..formatting import printable
 from .annotations import read_flickr_tokens, read_json
 from .catalogue import Catalogue
 from .folders import metadata_of, read_metadata, read_sidecars
+from .names import look_again
 from .parquet import read_parquet
 from .records import IMAGE_SUFFIXES, Record, split_of
-from .rows import is_json_lines, json_lines
-from .tables import TABLES, read_rows, read_table
+from .rows import is_json_lines
+from .sources import ImageFile, leads_out
+from .tables import TABLES, read_tables
 from .webdataset import COMPRESSED, read_tars
 
 CAPTIONS = " (qf needs one: text in a .txt beside each image, or a metadata.csv with the columns file_name and caption)"
@@ -45,26 +48,24 @@ class Dataset:
 Found = tuple[str, str, Iterator[Record]]  # kind, in words, records
 
 
-def read(source: Path, options: ReadOptions | None = None) -> Dataset:
-    """Read the caption dataset at `source`, a path or a pattern. DatasetError if there is none, if keys repeat, or if no
-    record can be used. Memory: see the reader of its kind and `Catalogue`."""
+def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> Dataset:
+    """Read the caption dataset at a path or a pattern, or in several files of one kind. DatasetError if there is none, if
+    keys repeat, or if no record can be used. Memory: see the reader of its kind and `Catalogue`."""
     options = options or ReadOptions()
+    sources = [sources] if isinstance(sources, Path) else sources
+    source = sources[0]
+    look_again()
     fractions = options.val_fraction + options.test_fraction
     if fractions > 1:
         raise DatasetError(f"--val-fraction and --test-fraction are {fractions:g} together; all is 1")
-    if re.match("https?:/", str(source)):
-        raise DatasetError(f"{source} is a URL; download it first, for image collections with img2dataset")
     if options.images and not options.images.is_dir():
         raise DatasetError(f"--images {options.images} is no folder; give the folder that image paths start from")
-    if os.path.exists(source):
-        paths = [source]
+    if len(sources) == 1 and source.is_dir():
+        kind, found, records = _read_folder(source, options)
     else:
-        paths = list(dict.fromkeys(path for pattern in braces(source) for path in _matching(pattern)))
-        for path in paths:
-            if not os.path.exists(path):
-                raise DatasetError(f"{path} does not exist; give {EXPECTED}")
-    kind, found, records = _read_folder(source, options) if source.is_dir() else _read_files(paths, options)
-    catalogue = Catalogue(records, (lambda key: split_of(key, None, options)) if fractions else None)
+        kind, found, records = _read_files(list(dict.fromkeys(chain.from_iterable(map(_files, sources)))), options)
+    watched = _Watched(records, options)
+    catalogue = Catalogue(watched, (lambda key: split_of(key, None, options)) if fractions else None)
     if not len(catalogue):
         raise DatasetError(f"{source} holds no records; a dataset needs at least one image with a caption")
     if not sum(catalogue.splits.values()):
@@ -72,7 +73,47 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
         raise DatasetError(f"{source}: none of {len(catalogue):,} records can be used; {catalogue.first_problem}{cure}")
     if catalogue.drawn and sum(map(bool, catalogue.splits.values())) > 1:
         found += ", all of it train: other splits are drawn from it"
-    return Dataset(kind, found, catalogue)
+    return Dataset(kind, found + str(watched), catalogue)
+
+
+class _Watched:
+    """Records on their way; counts the images that lie outside their folder, and those found under another name."""
+
+    def __init__(self, records: Iterable[Record], options: ReadOptions) -> None:
+        self._records, self._confined = records, options.confine
+        self._out = self._renamed = 0
+        self._example = ""
+
+    def __iter__(self) -> Iterator[Record]:
+        for record in self._records:
+            source = record.source
+            if isinstance(source, ImageFile) and not record.problem:
+                self._out += not self._confined and leads_out(source)
+                if not record.image.endswith(source.name):
+                    self._renamed += 1
+                    self._example = self._example or f"{printable(source.name)} for {record.image}"
+            yield record
+
+    def __str__(self) -> str:
+        out = f"; {self._out:,} images lie outside their folder" if self._out else ""
+        if self._renamed:
+            out += f"; {self._renamed:,} images have nearly the name that is given, such as {self._example}"
+        return out
+
+
+def _files(source: Path) -> list[Path]:
+    """The files that a source names: itself, or what its pattern matches. DatasetError if one does not exist."""
+    if re.match("https?:/", str(source)):
+        raise DatasetError(f"{source} is a URL; download it first, for image collections with img2dataset")
+    if source.is_dir():
+        raise DatasetError(f"{source} is a folder; give one folder alone, or files of one kind")
+    if os.path.exists(source):
+        return [source]
+    paths = list(dict.fromkeys(path for pattern in braces(source) for path in _matching(pattern)))
+    for path in paths:
+        if not os.path.exists(path):
+            raise DatasetError(f"{path} does not exist; give {EXPECTED}")
+    return paths
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -118,13 +159,11 @@ def _read_files(paths: Sequence[Path], options: ReadOptions) -> Found:
             return kind, *read_parquet(paths, options)
         case "json":
             return read_json(paths, options)
+    if kind != "flickr tokens":
+        return kind, *read_tables(paths, kind == "jsonl", options)
     if len(paths) > 1:
-        raise DatasetError(
-            f"{paths[0]} and {paths[1]}: several {kind} files cannot be read at once; join them into one"
-        )
-    if kind == "jsonl":
-        return kind, *read_rows(path, json_lines(path), options)
-    return kind, *(read_flickr_tokens if kind == "flickr tokens" else read_table)(path, options)
+        raise DatasetError(f"{paths[0]} and {paths[1]}: several token files cannot be read at once; join them into one")
+    return kind, *read_flickr_tokens(path, options)
 
 
 def _kind(path: Path) -> str:
