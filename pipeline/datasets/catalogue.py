@@ -20,7 +20,7 @@ from ..errors import DatasetError
 from ..formatting import encodable
 from ..schema import SPLITS, TYPES
 from .records import Record
-from .sources import ImageFile, ImageSource, ParquetCell, TarSlice
+from .sources import ImageFile, ImageSource, ParquetCell, FileSlice
 from .spool import spool
 
 BATCH = 4096  # records in a batch of the file, the last one excepted
@@ -174,8 +174,8 @@ def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
     source = record.source
     if isinstance(source, ImageFile):
         return (ImageFile, source.folder, ""), None if source.name == record.image else source.name, 0, 0
-    if isinstance(source, TarSlice):
-        return (TarSlice, source.tar, ""), None, source.offset, source.size
+    if isinstance(source, FileSlice):
+        return (FileSlice, source.file, ""), None, source.offset, source.size
     if isinstance(source, ParquetCell):
         return (ParquetCell, source.file, source.column), None, source.group, source.row
     return None, None, 0, 0
@@ -185,7 +185,7 @@ def _unpack(place: Place, name: str, start: int, extent: int) -> ImageSource:
     kind, path, column = place
     if kind is ImageFile:
         return ImageFile(path, name)
-    return TarSlice(path, start, extent) if kind is TarSlice else ParquetCell(path, column, start, extent)
+    return FileSlice(path, start, extent) if kind is FileSlice else ParquetCell(path, column, start, extent)
 
 
 def _encodable(record: Record) -> Record:

@@ -1,7 +1,7 @@
 """Where an image's bytes are. A source is small, so that ten million of them fit a catalogue and reading starts anywhere.
 
 ImageFile       a file in the folder that was named, or below it
-TarSlice        a regular member of an uncompressed tar
+FileSlice       bytes inside a file: a member of an uncompressed tar, a cell of an Arrow file
 ParquetCell     a cell of a Parquet file, as Hugging Face `{bytes, path}` structs are
 
 `load` returns what `images.load_image` takes; `fetch` does the part of it that must go in order. Any failure on the way is an
@@ -33,10 +33,10 @@ class ImageFile:
 
 
 @dataclass(frozen=True, slots=True)
-class TarSlice:
-    """`size` bytes from byte `offset` of the file `tar`."""
+class FileSlice:
+    """`size` bytes from byte `offset` of a file."""
 
-    tar: str
+    file: str
     offset: int
     size: int
 
@@ -51,7 +51,7 @@ class ParquetCell:
     row: int
 
 
-ImageSource = ImageFile | TarSlice | ParquetCell
+ImageSource = ImageFile | FileSlice | ParquetCell
 Fetched = ImageSource | Path | bytes | UnreadableImage | None
 
 
@@ -76,8 +76,8 @@ def load(source: Fetched) -> Path | bytes:
         match source:
             case ImageFile(folder, name):
                 return _inside(folder, name)
-            case TarSlice(tar, offset, size):
-                return _slice(tar, offset, size)
+            case FileSlice(file, offset, size):
+                return _slice(file, offset, size)
             case ParquetCell():
                 return _CELLS.read(source)
             case Path() | bytes():
@@ -110,13 +110,13 @@ def _root(folder: str) -> str:
     return os.path.join(os.path.realpath(folder), "")
 
 
-def _slice(tar: str, offset: int, size: int) -> bytes:
+def _slice(path: str, offset: int, size: int) -> bytes:
     if size > MAX_BYTES:
         raise UnreadableImage(f"{size} bytes, the limit is {MAX_BYTES} bytes")
-    with open(tar, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file:
         data = os.pread(file.fileno(), size, offset)
     if len(data) != size:
-        raise UnreadableImage(f"{os.path.basename(tar)} is truncated or has changed since it was listed")
+        raise UnreadableImage(f"{os.path.basename(path)} is truncated or has changed since it was listed")
     return data
 
 

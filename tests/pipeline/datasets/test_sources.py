@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import read
-from qf.pipeline.datasets.sources import ImageFile, ParquetCell, TarSlice, fetch, load
+from qf.pipeline.datasets.sources import ImageFile, ParquetCell, FileSlice, fetch, load
 from qf.pipeline.images import MAX_BYTES, UnreadableImage
 
 from conftest import counted_parquet  # isort: skip
@@ -70,11 +70,11 @@ def test_a_table_may_name_absolute_paths_in_the_folder_that_images_names(folder,
 
 def test_slices(tmp_path):
     (tmp_path / "t").write_bytes(b"0123456789")
-    assert load(TarSlice(str(tmp_path / "t"), 3, 4)) == b"3456"
+    assert load(FileSlice(str(tmp_path / "t"), 3, 4)) == b"3456"
     for source, reason in [
-        (TarSlice(str(tmp_path / "t"), 8, 4), "is truncated or has changed"),
-        (TarSlice(str(tmp_path / "t"), 0, MAX_BYTES + 1), "the limit is"),
-        (TarSlice(str(tmp_path / "u"), 0, 1), "no such file"),
+        (FileSlice(str(tmp_path / "t"), 8, 4), "is truncated or has changed"),
+        (FileSlice(str(tmp_path / "t"), 0, MAX_BYTES + 1), "the limit is"),
+        (FileSlice(str(tmp_path / "u"), 0, 1), "no such file"),
         (None, "no image"),
     ]:
         with pytest.raises(UnreadableImage, match=reason):
