@@ -20,7 +20,7 @@ from ..errors import DatasetError
 from ..formatting import encodable
 from ..schema import SPLITS, TYPES
 from .records import Record
-from .sources import ImageFile, ImageSource, ParquetCell, FileSlice
+from .sources import FileSlice, ImageFile, ImageSource, ParquetCell
 from .spool import spool
 
 BATCH = 4096  # records in a batch of the file, the last one excepted

@@ -3,8 +3,9 @@
 The used columns of any table become the same few (`ROWS`), in a temporary file. Only a hash of each image's name stays in
 memory, to find the rows of one image. Memory: about 60 bytes a row, and the rows of a batch."""
 
+import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import pyarrow as pa
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import encodable
+from ..images import UnreadableImage
 from ..schema import TYPES
 from .records import CAPTION_NAMES, SPLIT_ALIASES, Record, image_folder, split_in_path, split_of, texts
-from .sources import ImageFile, ImageSource, ParquetCell
+from .sources import ImageFile, ImageSource, load
 from .spool import spool
 
 IMAGE_COLUMNS = (
@@ -31,11 +33,12 @@ ROWS = pa.schema(
     [
         *((name, TYPES[name]) for name in ("image", "captions", "split", "key")),  # no image: null
         ("file", pa.int32()),  # which of the table's files holds the picture; null: none
-        ("group", pa.int32()),  # row group in it
-        ("at", pa.int64()),  # row in the row group
+        ("group", pa.int32()),  # where it is there: row group and row, or size and byte
+        ("at", pa.int64()),
     ]
 )
 BATCH = 4096  # images whose rows are joined at once
+Picture = Callable[[int, int, int], ImageSource]  # the source of a picture inside, from the columns file, group, at
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,53 @@ class Rows:
         return found
 
 
+def picture_digests(rows: Rows, picture: Picture) -> np.ndarray | None:
+    """A digest (uint64) of each picture inside whose name repeats, 0 for others; None if no name of such a picture does:
+    are they rows of one picture, or pictures of one name? Where all pictures of a name are equal, theirs is 0 too.
+
+    Reads the pictures of such names once, in their order; about 100 bytes of memory for each such row."""
+    order = np.sort(rows.names)
+    repeated = np.flatnonzero(np.isin(rows.names, order[1:][order[1:] == order[:-1]]))
+    if not len(repeated):
+        return None
+    digests = np.zeros(len(rows), np.uint64)
+    for start in range(0, len(repeated), BATCH):
+        part = repeated[start : start + BATCH]
+        for row, (*_, file, group, at) in zip(part.tolist(), rows.take(part), strict=True):
+            if file is not None:
+                digests[row] = _digest(picture(file, group, at))
+    several = _several(rows.names[repeated], digests[repeated])
+    digests[repeated[~several]] = 0
+    return digests
+
+
+def _digest(source: ImageSource) -> int:
+    """A hash of a picture inside; of its place if it cannot be read."""
+    try:
+        data = load(source)
+    except UnreadableImage:
+        data = repr(source).encode()
+    assert isinstance(data, bytes)
+    return int.from_bytes(hashlib.sha256(data).digest()[:8])
+
+
+def _several(names: np.ndarray, digests: np.ndarray) -> np.ndarray:
+    """Whether each name is that of more than one digest."""
+    pairs = np.unique(np.stack([names, digests]), axis=1)[0]
+    return np.isin(names, pairs[1:][pairs[1:] == pairs[:-1]])
+
+
 def grouped_records(
-    rows: Rows, paths: Sequence[Path], leaf: str, options: ReadOptions, digests: np.ndarray | None = None
+    rows: Rows,
+    paths: Sequence[Path],
+    picture: Picture | None,
+    options: ReadOptions,
+    digests: np.ndarray | None = None,
 ) -> Iterator[Record]:
     """A table's rows as records, one an image, in the order of their first rows.
 
-    `paths` are the table's files, `leaf` their column of pictures, `digests` (uint64, 0: none) those of the pictures
-    whose name repeats. Rows that name no image are records with a problem."""
+    `paths` are the table's files; `picture` gives a picture inside one; `digests` (uint64, 0: none) are those of the
+    pictures whose name repeats. Rows that name no image are records with a problem."""
     first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0]]
     folder = str(options.images or image_folder(paths[0].parent, first))
     same = rows.names if digests is None else rows.names ^ digests
@@ -175,13 +218,13 @@ def grouped_records(
         taken = np.concatenate(groups)
         numbered = zip(taken.tolist(), rows.take(taken), strict=True)
         for group in groups:
-            yield from _records([next(numbered) for _ in group], paths, leaf, folder, options, digests)
+            yield from _records([next(numbered) for _ in group], paths, picture, folder, options, digests)
 
 
 def _records(
     group: list[tuple[int, tuple[Any, ...]]],
     paths: Sequence[Path],
-    leaf: str,
+    picture: Picture | None,
     folder: str,
     options: ReadOptions,
     digests: np.ndarray | None,
@@ -206,9 +249,8 @@ def _records(
         splits = sorted({SPLIT_ALIASES.get(name.lower(), name) for name in named})
         if len(splits) > 1 and not options.redraw_splits:
             problem = f"its rows are in several splits: {', '.join(splits)}"
-        source: ImageSource = (
-            ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
-        )
+        inside = picture is not None and file is not None
+        source: ImageSource = picture(file, part, at) if picture and inside else ImageFile(folder, image)
         key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
         split = next(iter(splits), None)
         if split is None and file is None:

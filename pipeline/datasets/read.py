@@ -20,6 +20,7 @@ from pathlib import Path
 from ..config import ReadOptions
 from ..errors import DatasetError
 from .annotations import read_flickr_tokens, read_json
+from .arrow import is_arrow, read_arrow
 from .catalogue import Catalogue
 from .folders import metadata_of, read_metadata, read_sidecars
 from .parquet import read_parquet
@@ -116,6 +117,8 @@ def _read_files(paths: Sequence[Path], options: ReadOptions) -> Found:
             return kind, *read_tars(paths, common, options)
         case "parquet":
             return kind, *read_parquet(paths, options)
+        case "arrow":
+            return kind, *read_arrow(paths, options)
         case "json":
             return read_json(paths, options)
     if len(paths) > 1:
@@ -135,6 +138,8 @@ def _kind(path: Path) -> str:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
+    if is_arrow(start):
+        return "arrow"
     if start[257:262] == b"ustar" or suffix == ".tar":
         return "webdataset"
     if start.startswith(tuple(COMPRESSED)):

@@ -11,7 +11,7 @@ UnreadableImage, so a reject.
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -120,9 +120,10 @@ def _slice(path: str, offset: int, size: int) -> bytes:
     return data
 
 
-def open_parquet(file: str | Path) -> pq.ParquetFile:
-    """An open Parquet file. It reads a page when it needs one, so that large row groups take little memory."""
-    return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+def open_parquet(file: str | Path, shared: Sequence[str] = ()) -> pq.ParquetFile:
+    """An open Parquet file. It reads a page when it needs one, so that large row groups take little memory. A value of the
+    leaves `shared` is read once, no matter how many rows hold it."""
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20, read_dictionary=list(shared) or None)
 
 
 def column_cells(file: pq.ParquetFile, column: str, group: int) -> Iterator[pa.Array]:

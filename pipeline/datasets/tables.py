@@ -49,6 +49,6 @@ def read_rows(
             yield columns.batch(chunk, path, **more)
 
     def records() -> Iterator[Record]:
-        yield from grouped_records(Rows(batches()), [path], "", options)
+        yield from grouped_records(Rows(batches()), [path], None, options)
 
     return str(columns), records()

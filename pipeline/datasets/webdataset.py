@@ -16,7 +16,7 @@ from ..formatting import counted, printable
 from ..tar_format import REGULAR, DamagedTar, Member, tar_members
 from .folders import MAX_SIDECAR, json_captions, text_captions
 from .records import IMAGE_SUFFIXES, Record, split_of, splits_in_names
-from .sources import ImageSource, FileSlice
+from .sources import FileSlice, ImageSource
 
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qf.pipeline.artifacts import sha256_json
 from qf.pipeline.datasets.catalogue import BATCH, Catalogue
 from qf.pipeline.datasets.records import Record
-from qf.pipeline.datasets.sources import ImageFile, ParquetCell, FileSlice
+from qf.pipeline.datasets.sources import FileSlice, ImageFile, ParquetCell
 from qf.pipeline.errors import DatasetError
 
 SOURCES = st.one_of(

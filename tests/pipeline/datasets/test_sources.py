@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import read
-from qf.pipeline.datasets.sources import ImageFile, ParquetCell, FileSlice, fetch, load
+from qf.pipeline.datasets.sources import FileSlice, ImageFile, ParquetCell, fetch, load
 from qf.pipeline.images import MAX_BYTES, UnreadableImage
 
 from conftest import counted_parquet  # isort: skip
