@@ -4,6 +4,7 @@ Each is read whole: memory is about ten times a JSON file's size, five times tha
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -13,17 +14,18 @@ from ..errors import DatasetError
 from .records import Record, image_folder, split_of, splits_in_names, texts
 from .rows import json_document, text_lines
 from .sources import ImageFile
-from .tables import read_rows
+from .tables import Table, read_joined, splits_of_files
 
 
 def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, Iterator[Record]]:
-    """Kind, a description, and the records of JSON documents: COCO captions (one or several files), a Karpathy split, or
-    an array of objects, which is a table. DatasetError if one is none of these."""
+    """Kind, a description, and the records of JSON documents: COCO captions, a Karpathy split, or arrays of
+    objects, which are tables. COCO captions and arrays may be several files. DatasetError if one is none of these."""
     documents = [json_document(path) for path in paths]
     first = documents[0]
-    if len(paths) == 1 and isinstance(first, list):
-        found, records = read_rows(paths[0], iter(first), options)
-        return "json", found, records
+    if all(isinstance(document, list) for document in documents):
+        every = zip(paths, documents, splits_of_files(paths), strict=True)
+        tables = [Table(path, partial(_array, document), split) for path, document, split in every]
+        return "json", *read_joined(tables, options)
     for path, document in zip(paths, documents, strict=True):
         if not isinstance(document, dict) or not _objects(document.get("images")):
             raise DatasetError(
@@ -32,6 +34,10 @@ def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, It
     if len(paths) == 1 and any("sentences" in image for image in first["images"]):
         return "karpathy", *_karpathy(first["images"], paths[0], options)
     return "coco", *_coco(documents, paths, options)
+
+
+def _array(document: list[Any]) -> tuple[None, Iterator[Any]]:
+    return None, iter(document)
 
 
 def _objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:

@@ -236,7 +236,8 @@ def _records(
     for every in images.values():
         number, (image, _, _, key, file, part, at) = every[0]
         if image is None:
-            problem = f"row {number + 1} of {paths[0].name} names no image"
+            files = paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}"
+            problem = f"row {number + 1} of {files} names no image"
             yield Record(f"row {number + 1}", "", None, (), "train", problem)
             continue
         if file is None and image.startswith(("http://", "https://")):

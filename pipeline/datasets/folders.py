@@ -7,14 +7,13 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from ..config import ReadOptions
 from ..formatting import printable
 from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, split_in_path, split_of, texts
 from .sources import ImageFile
-from .tables import TABLES, read_table
+from .tables import TABLES, read_table, renamed
 
 MAX_SIDECAR = 2**20  # bytes of a text or JSON beside an image
 
@@ -35,18 +34,11 @@ def read_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> tup
     """A description of what was found, and the records of `metadata_of(folder)`. A folder is a split."""
     found, parts = [], []
     for table in tables:
-        name = str(table.parent.relative_to(folder))
-        columns, records = read_table(table, options, None if name == "." else name)
+        name = "" if table.parent == folder else str(table.parent.relative_to(folder))
+        columns, records = read_table(table, options, name or None)
         found.append(f"{table.relative_to(folder)}: {columns}")
         parts.append((name, records))
-    return "; ".join(found), (
-        record if name == "." else _renamed(name, record) for name, records in parts for record in records
-    )
-
-
-def _renamed(folder: str, record: Record) -> Record:
-    """The same record with the folder in its names, so that two splits may use one name."""
-    return replace(record, key=f"{folder}/{record.key}", image=f"{folder}/{record.image}")
+    return "; ".join(found), (renamed(name, record) for name, records in parts for record in records)
 
 
 def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[Record]:

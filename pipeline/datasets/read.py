@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from ..config import ReadOptions
@@ -25,8 +25,8 @@ from .catalogue import Catalogue
 from .folders import metadata_of, read_metadata, read_sidecars
 from .parquet import read_parquet
 from .records import IMAGE_SUFFIXES, Record, split_of
-from .rows import is_json_lines, json_lines
-from .tables import TABLES, read_rows, read_table
+from .rows import is_json_lines
+from .tables import TABLES, read_tables
 from .webdataset import COMPRESSED, read_tars
 
 CAPTIONS = " (qf needs one: text in a .txt beside each image, or a metadata.csv with the columns file_name and caption)"
@@ -46,25 +46,21 @@ class Dataset:
 Found = tuple[str, str, Iterator[Record]]  # kind, in words, records
 
 
-def read(source: Path, options: ReadOptions | None = None) -> Dataset:
-    """Read the caption dataset at `source`, a path or a pattern. DatasetError if there is none, if keys repeat, or if no
-    record can be used. Memory: see the reader of its kind and `Catalogue`."""
+def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> Dataset:
+    """Read the caption dataset at a path or a pattern, or in several files of one kind. DatasetError if there is none, if
+    keys repeat, or if no record can be used. Memory: see the reader of its kind and `Catalogue`."""
     options = options or ReadOptions()
+    sources = [sources] if isinstance(sources, Path) else sources
+    source = sources[0]
     fractions = options.val_fraction + options.test_fraction
     if fractions > 1:
         raise DatasetError(f"--val-fraction and --test-fraction are {fractions:g} together; all is 1")
-    if re.match("https?:/", str(source)):
-        raise DatasetError(f"{source} is a URL; download it first, for image collections with img2dataset")
     if options.images and not options.images.is_dir():
         raise DatasetError(f"--images {options.images} is no folder; give the folder that image paths start from")
-    if os.path.exists(source):
-        paths = [source]
+    if len(sources) == 1 and source.is_dir():
+        kind, found, records = _read_folder(source, options)
     else:
-        paths = list(dict.fromkeys(path for pattern in braces(source) for path in _matching(pattern)))
-        for path in paths:
-            if not os.path.exists(path):
-                raise DatasetError(f"{path} does not exist; give {EXPECTED}")
-    kind, found, records = _read_folder(source, options) if source.is_dir() else _read_files(paths, options)
+        kind, found, records = _read_files(list(dict.fromkeys(chain.from_iterable(map(_files, sources)))), options)
     catalogue = Catalogue(records, (lambda key: split_of(key, None, options)) if fractions else None)
     if not len(catalogue):
         raise DatasetError(f"{source} holds no records; a dataset needs at least one image with a caption")
@@ -74,6 +70,21 @@ def read(source: Path, options: ReadOptions | None = None) -> Dataset:
     if catalogue.drawn and sum(map(bool, catalogue.splits.values())) > 1:
         found += ", all of it train: other splits are drawn from it"
     return Dataset(kind, found, catalogue)
+
+
+def _files(source: Path) -> list[Path]:
+    """The files that a source names: itself, or what its pattern matches. DatasetError if one does not exist."""
+    if re.match("https?:/", str(source)):
+        raise DatasetError(f"{source} is a URL; download it first, for image collections with img2dataset")
+    if source.is_dir():
+        raise DatasetError(f"{source} is a folder; give one folder alone, or files of one kind")
+    if os.path.exists(source):
+        return [source]
+    paths = list(dict.fromkeys(path for pattern in braces(source) for path in _matching(pattern)))
+    for path in paths:
+        if not os.path.exists(path):
+            raise DatasetError(f"{path} does not exist; give {EXPECTED}")
+    return paths
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -121,13 +132,11 @@ def _read_files(paths: Sequence[Path], options: ReadOptions) -> Found:
             return kind, *read_arrow(paths, options)
         case "json":
             return read_json(paths, options)
+    if kind != "flickr tokens":
+        return kind, *read_tables(paths, kind == "jsonl", options)
     if len(paths) > 1:
-        raise DatasetError(
-            f"{paths[0]} and {paths[1]}: several {kind} files cannot be read at once; join them into one"
-        )
-    if kind == "jsonl":
-        return kind, *read_rows(path, json_lines(path), options)
-    return kind, *(read_flickr_tokens if kind == "flickr tokens" else read_table)(path, options)
+        raise DatasetError(f"{paths[0]} and {paths[1]}: several token files cannot be read at once; join them into one")
+    return kind, *read_flickr_tokens(path, options)
 
 
 def _kind(path: Path) -> str:
