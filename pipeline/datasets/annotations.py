@@ -11,7 +11,8 @@ from typing import Any, TypeGuard
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from .records import Record, image_folder, split_of, splits_in_names, texts
+from .captions import texts
+from .records import Record, image_folder, split_of, splits_in_names
 from .rows import json_document, text_lines
 from .sources import ImageFile
 from .tables import Table, read_joined, splits_of_files

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import overload
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 from ..errors import DatasetError
 from ..formatting import encodable
 from ..schema import SPLITS, TYPES
+from .captions import MAX_CAPTIONS, TOO_LONG, TOO_MANY, usable
 from .records import Record
 from .sources import FileSlice, ImageFile, ImageSource, ParquetCell
 from .spool import spool
@@ -42,7 +44,8 @@ class Catalogue(Sequence[Record]):
     """Records in their order, counted and checked: DatasetError if two have one key.
 
     `sha256` is that of the JSON list of `[key, image, captions, split]`; `splits` and `captions` count, split by split,
-    the records without a problem and their captions. Where these all are of `train`, `draw` gives every key its split."""
+    the records without a problem and their captions; `left_out` counts things of them that are not used. Where all these
+    records are of `train`, `draw` gives every key its split."""
 
     def __init__(self, records: Iterable[Record], draw: Callable[[str], str] | None = None) -> None:
         self._places: dict[Place, int] = {}
@@ -53,6 +56,7 @@ class Catalogue(Sequence[Record]):
         def batches() -> Iterator[pa.RecordBatch]:
             every = iter(records)
             while rows := list(islice(every, BATCH)):
+                rows = [_bounded(row) for row in rows]
                 try:
                     batch = self._batch(rows)
                 except UnicodeEncodeError:
@@ -66,11 +70,13 @@ class Catalogue(Sequence[Record]):
         self._length = tally.length
         self._places_by_number = list(self._places)
         self._check_unique(hashes)
+        left_out = tally.left_out
         if draw and tally.splits["train"] == sum(tally.splits.values()):
             self._draw, tally = draw, _Tally()
             for start in range(0, len(self), BATCH):
                 tally.add(self[start : start + BATCH])
         self.splits, self.captions, self.first_problem = tally.splits, tally.captions, tally.first_problem
+        self.left_out = left_out
         self.sha256 = tally.sha256
 
     def _batch(self, rows: list[Record]) -> pa.RecordBatch:
@@ -150,6 +156,7 @@ class _Tally:
         self.splits = dict.fromkeys(SPLITS, 0)
         self.captions = dict.fromkeys(SPLITS, 0)
         self.first_problem = ""
+        self.left_out: Counter[str] = Counter()
         self._digest = hashlib.sha256(b"[")
 
     def add(self, rows: list[Record]) -> None:
@@ -162,6 +169,7 @@ class _Tally:
             else:
                 self.splits[row.split] += 1
                 self.captions[row.split] += len(row.captions)
+                self.left_out.update(row.left_out)
 
     @property
     def sha256(self) -> str:
@@ -188,6 +196,17 @@ def _unpack(place: Place, name: str, start: int, extent: int) -> ImageSource:
     return FileSlice(path, start, extent) if kind is FileSlice else ParquetCell(path, column, start, extent)
 
 
+def _bounded(record: Record) -> Record:
+    """The record without captions that are too long, or too many."""
+    captions, problem = usable(record.captions)
+    more = len(captions) - MAX_CAPTIONS
+    if not problem and more <= 0:
+        return record
+    left_out = (*record.left_out, *[TOO_LONG] * (len(record.captions) - len(captions)), *[TOO_MANY] * more)
+    problem = record.problem or ("" if captions else problem)
+    return replace(record, captions=tuple(captions[:MAX_CAPTIONS]), problem=problem, left_out=left_out)
+
+
 def _encodable(record: Record) -> Record:
     """The record with question marks in place of characters that UTF-8 cannot hold. An image with such a name becomes a reject."""
     key, image, problem, *captions = (
@@ -196,4 +215,4 @@ def _encodable(record: Record) -> Record:
     source = record.source
     if image != record.image or (isinstance(source, ImageFile) and source.name != image):
         source, problem = None, problem or "its name is no valid Unicode"
-    return Record(key, image, source, tuple(captions), record.split, problem)
+    return replace(record, key=key, image=image, source=source, captions=tuple(captions), problem=problem)

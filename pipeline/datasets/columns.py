@@ -6,7 +6,7 @@ memory, to find the rows of one image. Memory: about 60 bytes a row, and the row
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from ..errors import DatasetError
 from ..formatting import encodable
 from ..images import UnreadableImage
 from ..schema import TYPES
-from .records import CAPTION_NAMES, SPLIT_ALIASES, Record, image_folder, split_in_path, split_of, texts
+from .captions import CAPTION_NAMES, TOO_LONG, cell_captions, spells_lists
+from .records import SPLIT_ALIASES, Record, image_folder, split_in_path, split_of
 from .sources import ImageFile, ImageSource, load
 from .spool import spool
 
@@ -28,15 +29,17 @@ IMAGE_COLUMNS = (
     "image_file", "image_filename", "img_path", "photo", "picture", "jpg", "jpeg", "png", "webp", "url", "image_url",
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset")
-KEY_COLUMNS = ("key",)
+KEY_COLUMNS = ("key", "__key__")
 ROWS = pa.schema(
     [
         *((name, TYPES[name]) for name in ("image", "captions", "split", "key")),  # no image: null
         ("file", pa.int32()),  # which of the table's files holds the picture; null: none
         ("group", pa.int32()),  # where it is there: row group and row, or size and byte
         ("at", pa.int64()),
+        ("problem", pa.string()),  # why the row has no captions, or fewer
     ]
 )
+BLANK = "rows without a caption that can be used"
 BATCH = 4096  # images whose rows are joined at once
 Picture = Callable[[int, int, int], ImageSource]  # the source of a picture inside, from the columns file, group, at
 
@@ -49,6 +52,7 @@ class TableColumns:
     captions: tuple[str, ...]
     split: str | None
     key: str | None
+    lists: frozenset[str] = frozenset()  # caption columns whose cells spell lists, as text
 
     @classmethod
     def choose(cls, names: Sequence[str], options: ReadOptions, path: Path) -> "TableColumns":
@@ -65,6 +69,13 @@ class TableColumns:
         split = _pick(names, options.split_column, SPLIT_COLUMNS, "--split-column", path)
         return cls(image, captions, split, _pick(names, options.key_column, KEY_COLUMNS, "--key-column", path))
 
+    def looking_at(self, rows: Iterable[Any]) -> "TableColumns":
+        """The same columns, with `lists` as the first rows of the table show them."""
+        some = [row for row in rows if isinstance(row, dict)]
+        return replace(
+            self, lists=frozenset(name for name in self.captions if spells_lists([row.get(name) for row in some]))
+        )
+
     @property
     def used(self) -> list[str]:
         """The names of all used columns, each once."""
@@ -75,14 +86,17 @@ class TableColumns:
         captions = "caption column " if len(self.captions) == 1 else "caption columns "
         split = f"split column {self.split!r}" if self.split is not None else "no split column"
         key = f", key column {self.key!r}" if self.key is not None else ""
-        return f"image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}, {split}{key}"
+        lists = " (lists)" if self.lists else ""
+        return f"image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}{lists}, {split}{key}"
 
     def batch(self, rows: Sequence[dict[str, Any]], path: Path, **more: Sequence[Any]) -> pa.RecordBatch:
         """Rows as objects -> a batch with the columns ROWS. `more` gives columns that the rows do not hold."""
         values: dict[str, Sequence[Any]] = {name: [None] * len(rows) for name in ROWS.names}
         try:
             values["image"] = [image_name(row.get(self.image)) for row in rows]
-            values["captions"] = [[text for name in self.captions for text in texts(row.get(name))] for row in rows]
+            found = [[cell_captions(row.get(name), name in self.lists) for name in self.captions] for row in rows]
+            values["captions"] = [[text for captions, _ in cells for text in captions] for cells in found]
+            values["problem"] = [next((problem for _, problem in cells if problem), None) for cells in found]
             if self.split is not None:
                 values["split"] = [_text(row.get(self.split)) for row in rows]
             if self.key is not None:
@@ -171,7 +185,7 @@ def picture_digests(rows: Rows, picture: Picture) -> np.ndarray | None:
     digests = np.zeros(len(rows), np.uint64)
     for start in range(0, len(repeated), BATCH):
         part = repeated[start : start + BATCH]
-        for row, (*_, file, group, at) in zip(part.tolist(), rows.take(part), strict=True):
+        for row, (*_, file, group, at, _) in zip(part.tolist(), rows.take(part), strict=True):
             if file is not None:
                 digests[row] = _digest(picture(file, group, at))
     several = _several(rows.names[repeated], digests[repeated])
@@ -234,7 +248,7 @@ def _records(
     for number, row in group:
         images.setdefault(number if row[0] is None else row[0], []).append((number, row))
     for every in images.values():
-        number, (image, _, _, key, file, part, at) = every[0]
+        number, (image, _, _, key, file, part, at, _) = every[0]
         if image is None:
             files = paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}"
             problem = f"row {number + 1} of {files} names no image"
@@ -245,7 +259,12 @@ def _records(
                 f"{paths[0]} holds image URLs, which qf does not download; fetch them with img2dataset first"
             )
         captions = tuple(text for _, row in every for text in row[1])
-        problem = "" if captions else "no caption"
+        left_out: tuple[str, ...] = ()
+        if captions:
+            problem = ""
+            left_out = tuple(TOO_LONG if row[1] else BLANK for _, row in every if row[-1] or not row[1])
+        else:
+            problem = next((row[-1] for _, row in every if row[-1]), "no caption")
         named = (row[2].strip() for _, row in every if row[2] and row[2].strip())
         splits = sorted({SPLIT_ALIASES.get(name.lower(), name) for name in named})
         if len(splits) > 1 and not options.redraw_splits:
@@ -256,4 +275,4 @@ def _records(
         split = next(iter(splits), None)
         if split is None and file is None:
             split = split_in_path(image)
-        yield Record(key, image, source, captions, split_of(key, split, options), problem)
+        yield Record(key, image, source, captions, split_of(key, split, options), problem, left_out)

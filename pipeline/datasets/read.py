@@ -69,6 +69,8 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         raise DatasetError(f"{source}: none of {len(catalogue):,} records can be used; {catalogue.first_problem}{cure}")
     if catalogue.drawn and sum(map(bool, catalogue.splits.values())) > 1:
         found += ", all of it train: other splits are drawn from it"
+    if catalogue.left_out:
+        found += "; left out: " + ", ".join(f"{count:,} {what}" for what, count in catalogue.left_out.items())
     return Dataset(kind, found, catalogue)
 
 

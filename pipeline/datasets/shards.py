@@ -44,8 +44,9 @@ def read_shards(
     (`train-00000-of-00002.parquet`, `train/0000.parquet`)."""
     with form.readable(paths[0]):
         first = form.schema(paths[0])
-    columns = TableColumns.choose(first.names, options, paths[0])
-    leaf = picture_leaf(first, columns.image, paths[0])
+        columns = TableColumns.choose(first.names, options, paths[0])
+        leaf = picture_leaf(first, columns.image, paths[0])
+        columns = columns.looking_at(next(form.parts(paths[0], columns, leaf), ([], []))[0][:1000])
     top = os.path.commonpath([path.absolute().parent for path in paths])
     names = [printable(os.path.relpath(path, top)) for path in paths]
     splits: list[str | None] = [split] * len(paths)

@@ -107,7 +107,7 @@ def _begin(table: Table, options: ReadOptions) -> tuple[TableColumns, Iterator[A
     if not first:
         raise DatasetError(f"{table.path} holds no records; a dataset needs at least one image with a caption")
     names = header or list(dict.fromkeys(name for row in first if isinstance(row, dict) for name in row))
-    return TableColumns.choose(names, options, table.path), chain(first, rows)
+    return TableColumns.choose(names, options, table.path).looking_at(first), chain(first, rows)
 
 
 def _batches(
