@@ -25,7 +25,7 @@ def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, It
     first = documents[0]
     if all(isinstance(document, list) for document in documents):
         every = zip(paths, documents, splits_of_files(paths), strict=True)
-        tables = [Table(path, partial(_array, document), split) for path, document, split in every]
+        tables = [Table(path, partial(iter, document), split) for path, document, split in every]
         return "json", *read_joined(tables, options)
     for path, document in zip(paths, documents, strict=True):
         if not isinstance(document, dict) or not _objects(document.get("images")):
@@ -35,10 +35,6 @@ def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, It
     if len(paths) == 1 and any("sentences" in image for image in first["images"]):
         return "karpathy", *_karpathy(first["images"], paths[0], options)
     return "coco", *_coco(documents, paths, options)
-
-
-def _array(document: list[Any]) -> tuple[None, Iterator[Any]]:
-    return None, iter(document)
 
 
 def _objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:

@@ -101,6 +101,6 @@ def _places(cells: pa.Array, data: pa.Buffer, path: Path) -> list[Place | None]:
     begin = values.address - data.address
     if not 0 <= begin <= begin + values.size <= data.size:
         raise DatasetError(f"{path} is compressed; qf reads pictures at their place: save the dataset with to_parquet")
-    offsets = np.frombuffer(ends, np.int64 if wide else np.int32)[cells.offset :][: len(cells) + 1]
+    offsets = np.frombuffer(ends, np.int64 if wide else np.int32, cells.offset + len(cells) + 1)[cells.offset :]
     sizes = np.diff(offsets).tolist()
     return [(size, begin + at) if size else None for size, at in zip(sizes, offsets.tolist(), strict=False)]

@@ -22,8 +22,8 @@ from ..formatting import encodable
 from ..schema import SPLITS, TYPES
 from .captions import MAX_CAPTIONS, TOO_LONG, TOO_MANY, usable
 from .records import Record
-from .sources import FileSlice, ImageFile, ImageSource, ParquetCell
-from .spool import spool
+from .sources import FileSlice, ImageFile, ImageSource, ParquetCell, SpooledSlice
+from .spool import PictureSpool, spool
 
 BATCH = 4096  # records in a batch of the file, the last one excepted
 CATALOGUE = pa.schema(
@@ -37,7 +37,7 @@ CATALOGUE = pa.schema(
         ("extent", pa.int64()),
     ]
 )
-Place = tuple[type, str, str]
+Place = tuple[type, str | PictureSpool, str]
 
 
 class Catalogue(Sequence[Record]):
@@ -184,6 +184,8 @@ def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
         return (ImageFile, source.folder, ""), None if source.name == record.image else source.name, 0, 0
     if isinstance(source, FileSlice):
         return (FileSlice, source.file, ""), None, source.offset, source.size
+    if isinstance(source, SpooledSlice):
+        return (SpooledSlice, source.spool, ""), None, source.offset, source.size
     if isinstance(source, ParquetCell):
         return (ParquetCell, source.file, source.column), None, source.group, source.row
     return None, None, 0, 0
@@ -191,6 +193,8 @@ def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
 
 def _unpack(place: Place, name: str, start: int, extent: int) -> ImageSource:
     kind, path, column = place
+    if isinstance(path, PictureSpool):
+        return SpooledSlice(path, start, extent)
     if kind is ImageFile:
         return ImageFile(path, name)
     return FileSlice(path, start, extent) if kind is FileSlice else ParquetCell(path, column, start, extent)

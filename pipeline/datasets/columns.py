@@ -20,9 +20,10 @@ from ..formatting import encodable
 from ..images import UnreadableImage
 from ..schema import TYPES
 from .captions import CAPTION_NAMES, TOO_LONG, cell_captions, spells_lists
+from .embedded import picture_in
 from .records import SPLIT_ALIASES, Record, image_folder, split_in_path, split_of
 from .sources import ImageFile, ImageSource, load
-from .spool import spool
+from .spool import PictureSpool, spool
 
 IMAGE_COLUMNS = (
     "image", "image_path", "file_name", "filename", "filepath", "file_path", "path", "file", "img", "image_name",
@@ -30,6 +31,7 @@ IMAGE_COLUMNS = (
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset")
 KEY_COLUMNS = ("key", "__key__")
+USUAL = frozenset((*IMAGE_COLUMNS, *CAPTION_NAMES, *SPLIT_COLUMNS, *KEY_COLUMNS))
 ROWS = pa.schema(
     [
         *((name, TYPES[name]) for name in ("image", "captions", "split", "key")),  # no image: null
@@ -52,18 +54,24 @@ class TableColumns:
     captions: tuple[str, ...]
     split: str | None
     key: str | None
+    header: bool = True  # whether the table has a line of names; otherwise they are numbers from 1 on
     lists: frozenset[str] = frozenset()  # caption columns whose cells spell lists, as text
 
     @classmethod
-    def choose(cls, names: Sequence[str], options: ReadOptions, path: Path) -> "TableColumns":
+    def choose(
+        cls, names: Sequence[str], options: ReadOptions, path: Path, first: Sequence[Any] = ()
+    ) -> "TableColumns":
         """The columns that the options name, or else the first usual name that is there, in upper or lower case.
 
-        The captions may stand in numbered columns (`caption_0`, `caption_1` …). DatasetError if a column is missing."""
+        The captions may stand in numbered columns (`caption_0`, `caption_1` …). DatasetError if a column is missing;
+        the `first` rows help to say why."""
         image = _pick(names, options.image_column, IMAGE_COLUMNS, "--image-column", path)
         caption = _pick(names, options.caption_column, CAPTION_NAMES, "--caption-column", path)
         captions = (caption,) if caption is not None else tuple(filter(_NUMBERED, names))
         for what, found in (("image", image is not None), ("caption", bool(captions))):
             if not found:
+                if any(is_url(cell) for row in first[:100] if isinstance(row, dict) for cell in row.values()):
+                    raise urls_inside(path)
                 raise DatasetError(f"{path} has no {what} column (it has {_list(names)}); name it with --{what}-column")
         assert image is not None
         split = _pick(names, options.split_column, SPLIT_COLUMNS, "--split-column", path)
@@ -87,13 +95,28 @@ class TableColumns:
         split = f"split column {self.split!r}" if self.split is not None else "no split column"
         key = f", key column {self.key!r}" if self.key is not None else ""
         lists = " (lists)" if self.lists else ""
-        return f"image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}{lists}, {split}{key}"
+        header = "" if self.header else "no line of column names, "
+        return (
+            f"{header}image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}{lists}, {split}{key}"
+        )
 
-    def batch(self, rows: Sequence[dict[str, Any]], path: Path, **more: Sequence[Any]) -> pa.RecordBatch:
-        """Rows as objects -> a batch with the columns ROWS. `more` gives columns that the rows do not hold."""
+    def batch(
+        self,
+        rows: Sequence[dict[str, Any]],
+        path: Path,
+        pictures: PictureSpool | None = None,
+        **more: Sequence[Any],
+    ) -> pa.RecordBatch:
+        """Rows as objects -> a batch with the columns ROWS. Pictures in cells of text go to `pictures`. `more` gives
+        columns that the rows do not hold."""
         values: dict[str, Sequence[Any]] = {name: [None] * len(rows) for name in ROWS.names}
         try:
-            values["image"] = [image_name(row.get(self.image)) for row in rows]
+            images = [picture_in(row.get(self.image)) if pictures else (None, row.get(self.image)) for row in rows]
+            values["image"] = [image_name(name) or (data and f"{path.name}#{_sha(data)}") for data, name in images]
+            if pictures and any(data for data, _ in images):
+                values["file"] = [data and 0 for data, _ in images]
+                values["group"] = [data and len(data) for data, _ in images]
+                values["at"] = [data and pictures.add(data) for data, _ in images]
             found = [[cell_captions(row.get(name), name in self.lists) for name in self.captions] for row in rows]
             values["captions"] = [[text for captions, _ in cells for text in captions] for cells in found]
             values["problem"] = [next((problem for _, problem in cells if problem), None) for cells in found]
@@ -130,6 +153,19 @@ def _list(names: Sequence[str]) -> str:
 def image_name(value: Any) -> str | None:
     """The name in a path, or in a Hugging Face struct with a path; None if it is blank."""
     return (_text(value.get("path") if isinstance(value, dict) else value) or "").strip() or None
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def is_url(value: Any) -> bool:
+    """Whether a value is a URL, in any case of its letters."""
+    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(("http://", "https://"))
+
+
+def urls_inside(path: Path) -> DatasetError:
+    return DatasetError(f"{path} holds image URLs, which qf does not download; fetch them with img2dataset first")
 
 
 def _text(value: Any) -> str | None:
@@ -254,10 +290,8 @@ def _records(
             problem = f"row {number + 1} of {files} names no image"
             yield Record(f"row {number + 1}", "", None, (), "train", problem)
             continue
-        if file is None and image.startswith(("http://", "https://")):
-            raise DatasetError(
-                f"{paths[0]} holds image URLs, which qf does not download; fetch them with img2dataset first"
-            )
+        if file is None and is_url(image):
+            raise urls_inside(paths[0])
         captions = tuple(text for _, row in every for text in row[1])
         left_out: tuple[str, ...] = ()
         if captions:

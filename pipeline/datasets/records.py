@@ -72,12 +72,13 @@ def image_folder(folder: Path, names: Iterable[str], more: Sequence[Path] = ()) 
     candidates = [folder, *(folder / name for name in IMAGE_FOLDERS), *more]
     for name in names:
         for candidate in candidates:
-            if _is_file(candidate, name):
+            if is_file(candidate, name):
                 return candidate
     return folder
 
 
-def _is_file(folder: Path, name: str) -> bool:
+def is_file(folder: Path, name: str) -> bool:
+    """Whether the name is that of a file in the folder; False for any text that cannot be one."""
     try:
         return bool(name) and (folder / name).is_file()
     except (OSError, ValueError):  # too long, or not even a name

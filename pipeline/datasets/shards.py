@@ -16,7 +16,8 @@ from ..errors import DatasetError
 from ..formatting import printable
 from .columns import Rows, TableColumns, grouped_records, image_name, picture_digests
 from .records import Record, splits_in_names
-from .sources import ImageSource
+from .sources import ImageSource, SpooledSlice
+from .spool import PictureSpool
 
 Place = tuple[int, int]  # of a picture in its file, as the format counts
 Part = tuple[list[dict[str, Any]], list[Place | None]]  # some rows, and where the picture of each is
@@ -60,13 +61,19 @@ def read_shards(
     if split is None and splits[0] is not None:
         found += " whose names tell the split" if len(paths) > 1 else ", the file's name tells the split"
 
+    pictures = PictureSpool()
+
     def picture(number: int, *place: int) -> ImageSource:
+        if not leaf:
+            return SpooledSlice(pictures, place[1], place[0])
         return form.picture(paths[number], leaf, (place[0], place[1]))
 
     def records() -> Iterator[Record]:
         numbered = enumerate(zip(paths, names, splits, strict=True))
-        rows = Rows(batch for number, each in numbered for batch in _batches(form, number, *each, columns, leaf))
-        digests = picture_digests(rows, picture) if leaf else None
+        rows = Rows(
+            batch for number, each in numbered for batch in _batches(form, number, *each, columns, leaf, pictures)
+        )
+        digests = picture_digests(rows, picture) if leaf or pictures.size else None
         yield from grouped_records(rows, paths, picture, options, digests)
 
     return found, records()
@@ -95,7 +102,14 @@ def _is_bytes(kind: pa.DataType, or_null: bool = False) -> bool:
 
 
 def _batches(
-    form: ShardFormat, number: int, path: Path, name: str, split: str | None, columns: TableColumns, leaf: str
+    form: ShardFormat,
+    number: int,
+    path: Path,
+    name: str,
+    split: str | None,
+    columns: TableColumns,
+    leaf: str,
+    pictures: PictureSpool,
 ) -> Iterator[pa.RecordBatch]:
     with form.readable(path):
         schema = form.schema(path)
@@ -111,18 +125,20 @@ def _batches(
             )
         row = 0
         for rows, places in form.parts(path, columns, leaf):
-            more: dict[str, Sequence[Any]] = {
-                "image": [
-                    image_name(each.get(columns.image)) or (f"{name}:{row + at}" if place else None)
-                    for at, (each, place) in enumerate(zip(rows, places, strict=True))
-                ],
-                "file": [number if place else None for place in places],
-                "group": [place[0] if place else None for place in places],
-                "at": [place[1] if place else None for place in places],
-            }
+            more: dict[str, Sequence[Any]] = {}
+            if leaf:
+                more = {
+                    "image": [
+                        image_name(each.get(columns.image)) or (f"{name}:{row + at}" if place else None)
+                        for at, (each, place) in enumerate(zip(rows, places, strict=True))
+                    ],
+                    "file": [number if place else None for place in places],
+                    "group": [place[0] if place else None for place in places],
+                    "at": [place[1] if place else None for place in places],
+                }
             if columns.split is None:
                 more["split"] = [split] * len(rows)
-            yield columns.batch(rows, path, **more)
+            yield columns.batch(rows, path, None if leaf else pictures, **more)
             row += len(rows)
 
 

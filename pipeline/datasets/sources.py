@@ -3,6 +3,7 @@
 ImageFile       a file in the folder that was named, or below it
 FileSlice       bytes inside a file: a member of an uncompressed tar, a cell of an Arrow file
 ParquetCell     a cell of a Parquet file, as Hugging Face `{bytes, path}` structs are
+SpooledSlice    bytes in a temporary file: a picture that a text table holds
 
 `load` returns what `images.load_image` takes; `fetch` does the part of it that must go in order. Any failure on the way is an
 UnreadableImage, so a reject.
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..images import MAX_BYTES, PASSING, UnreadableImage
+from .spool import PictureSpool
 
 CELLS = 64  # of a Parquet column, read at once
 
@@ -51,7 +53,16 @@ class ParquetCell:
     row: int
 
 
-ImageSource = ImageFile | FileSlice | ParquetCell
+@dataclass(frozen=True, slots=True)
+class SpooledSlice:
+    """`size` bytes from byte `offset` of a temporary file: a picture that a text table holds, decoded."""
+
+    spool: PictureSpool
+    offset: int
+    size: int
+
+
+ImageSource = ImageFile | FileSlice | ParquetCell | SpooledSlice
 Fetched = ImageSource | Path | bytes | UnreadableImage | None
 
 
@@ -78,6 +89,8 @@ def load(source: Fetched) -> Path | bytes:
                 return _inside(folder, name)
             case FileSlice(file, offset, size):
                 return _slice(file, offset, size)
+            case SpooledSlice(spool, offset, size):
+                return spool.read(offset, size)
             case ParquetCell():
                 return _CELLS.read(source)
             case Path() | bytes():
