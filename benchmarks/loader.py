@@ -69,10 +69,8 @@ def make_features(
         path = folder / f"shard-{number:05d}.{'arrow' if format == 'arrow' else 'tar'}"
         with open(path, "wb") as file:
             sink: Sink = file  # type: ignore[assignment]
-            if format == "arrow":
-                count = write_arrow_shard(sink, schema(layout, None, False), blocks())
-            else:
-                count = write_tar_shard(sink, blocks())
+            arrow = schema(layout, None, False)
+            count = write_arrow_shard(sink, arrow, blocks()) if format == "arrow" else write_tar_shard(sink, blocks())
         shards.append({**described(path), "records": count})
     remember(folder, shards)
     random = {"id": "random", "sha256": "0" * 64, "layer": -1, "precision": "float32", "preprocessing": {}}

@@ -20,6 +20,12 @@ class ReadOptions:
     caption_column: str | None = option(None, "Column with the caption or captions.", panel=WHAT)
     split_column: str | None = option(None, "Column with train, val or test.", panel=WHAT)
     key_column: str | None = option(None, "Column with a unique key; the image's name unless given.", panel=WHAT)
+    no_header: bool = option(
+        False,
+        "The table has no line of column names; columns are named 1, 2, 3 ….",
+        flags=("--no-header",),
+        panel=WHAT,
+    )
     val_fraction: float = option(
         0.05,
         "Share of the records for validation, where the data names no split, or train alone.",

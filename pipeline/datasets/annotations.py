@@ -11,9 +11,10 @@ from typing import Any, TypeGuard
 
 from ..config import ReadOptions
 from ..errors import DatasetError
+from .captions import texts
 from .columns import image_name
 from .names import image_folder, names_in
-from .records import Record, bounds_of, split_of, splits_in_names, texts
+from .records import Record, bounds_of, split_of, splits_in_names
 from .rows import json_document, text_lines
 from .sources import ImageFile
 from .tables import Table, read_joined, splits_of_files
@@ -26,7 +27,7 @@ def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, It
     first = documents[0]
     if all(isinstance(document, list) for document in documents):
         every = zip(paths, documents, splits_of_files(paths), strict=True)
-        tables = [Table(path, partial(_array, document), split) for path, document, split in every]
+        tables = [Table(path, partial(iter, document), split) for path, document, split in every]
         return "json", *read_joined(tables, options)
     for path, document in zip(paths, documents, strict=True):
         if not isinstance(document, dict) or not _objects(document.get("images")):
@@ -36,10 +37,6 @@ def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, It
     if len(paths) == 1 and any("sentences" in image for image in first["images"]):
         return "karpathy", *_karpathy(first["images"], paths[0], options)
     return "coco", *_coco(documents, paths, options)
-
-
-def _array(document: list[Any]) -> tuple[None, Iterator[Any]]:
-    return None, iter(document)
 
 
 def _objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..config import ReadOptions
 from ..formatting import printable
-from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, split_in_path, split_of, texts
+from .captions import texts
+from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, split_in_path, split_of
 from .sources import ImageFile
 from .tables import TABLES, read_table, renamed
 

@@ -21,6 +21,7 @@ from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import printable
 from .annotations import read_flickr_tokens, read_json
+from .arrow import is_arrow, read_arrow
 from .catalogue import Catalogue
 from .folders import metadata_of, read_metadata, read_sidecars
 from .names import look_again
@@ -73,6 +74,8 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         raise DatasetError(f"{source}: none of {len(catalogue):,} records can be used; {catalogue.first_problem}{cure}")
     if catalogue.drawn and sum(map(bool, catalogue.splits.values())) > 1:
         found += ", all of it train: other splits are drawn from it"
+    if catalogue.left_out:
+        found += "; left out: " + ", ".join(f"{count:,} {what}" for what, count in catalogue.left_out.items())
     return Dataset(kind, found + str(watched), catalogue)
 
 
@@ -157,6 +160,8 @@ def _read_files(paths: Sequence[Path], options: ReadOptions) -> Found:
             return kind, *read_tars(paths, common, options)
         case "parquet":
             return kind, *read_parquet(paths, options)
+        case "arrow":
+            return kind, *read_arrow(paths, options)
         case "json":
             return read_json(paths, options)
     if kind != "flickr tokens":
@@ -174,6 +179,8 @@ def _kind(path: Path) -> str:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
+    if is_arrow(start):
+        return "arrow"
     if start[257:262] == b"ustar" or suffix == ".tar":
         return "webdataset"
     if start.startswith(tuple(COMPRESSED)):

@@ -5,11 +5,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from ..formatting import encodable
 from .sources import Bounds, ImageSource
 
 SPLIT_ALIASES = {
@@ -21,14 +19,12 @@ IMAGE_SUFFIXES = frozenset((
     "avif", "bmp", "gif", "heic", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg", "jpx", "jxl", "pbm", "pgm", "png", "pnm", "ppm",
     "svg", "tga", "tif", "tiff", "webp",
 ))  # fmt: skip
-CAPTION_NAMES = (
-    "caption", "captions", "text", "texts", "sentence", "sentences", "description", "descriptions", "comment", "title",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image with its captions. `problem` is the reason why it cannot be used, if the dataset itself already shows one."""
+    """One image with its captions. `problem` is the reason why it cannot be used, if the dataset itself already shows one.
+    `left_out` names, in the plural, each thing of the record that is not used although the record is."""
 
     key: str
     image: str  # as the dataset names it
@@ -36,6 +32,7 @@ class Record:
     captions: tuple[str, ...]
     split: str
     problem: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def split_of(key: str, named: str | None, options: ReadOptions) -> str:
@@ -71,14 +68,3 @@ def splits_in_names(names: Sequence[str]) -> list[str | None]:
     if any(len(splits) != 1 for splits in found):
         return [None] * len(names)
     return [splits.pop() for splits in found]
-
-
-def texts(value: Any) -> list[str]:
-    """The captions in a value: a text, a list of texts, or of objects that hold one; empty ones do not count."""
-    if isinstance(value, str):
-        return [encodable(text)] if (text := value.strip()) else []
-    if isinstance(value, list | tuple):
-        return [text for part in value for text in texts(part)]
-    if isinstance(value, dict):
-        return texts(next((found for name in ("raw", *CAPTION_NAMES) if (found := value.get(name)) is not None), None))
-    return [] if value is None or value != value else texts(str(value))  # NaN is what pandas writes for none

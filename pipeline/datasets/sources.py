@@ -1,8 +1,9 @@
 """Where an image's bytes are. A source is small, so that ten million of them fit a catalogue and reading starts anywhere.
 
 ImageFile       a file in the folder that was named, or below it
-TarSlice        a regular member of an uncompressed tar
+FileSlice       bytes inside a file: a member of an uncompressed tar, a cell of an Arrow file
 ParquetCell     a cell of a Parquet file, as Hugging Face `{bytes, path}` structs are
+SpooledSlice    bytes in a temporary file: a picture that a text table holds
 
 `load` returns what `images.load_image` takes; `fetch` does the part of it that must go in order. Any failure on the way is an
 UnreadableImage, so a reject.
@@ -11,7 +12,7 @@ UnreadableImage, so a reject.
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..images import MAX_BYTES, PASSING, UnreadableImage
+from .spool import PictureSpool
 
 CELLS = 64  # of a Parquet column, read at once
 
@@ -39,10 +41,10 @@ class ImageFile:
 
 
 @dataclass(frozen=True, slots=True)
-class TarSlice:
-    """`size` bytes from byte `offset` of the file `tar`."""
+class FileSlice:
+    """`size` bytes from byte `offset` of a file."""
 
-    tar: str
+    file: str
     offset: int
     size: int
 
@@ -57,7 +59,16 @@ class ParquetCell:
     row: int
 
 
-ImageSource = ImageFile | TarSlice | ParquetCell
+@dataclass(frozen=True, slots=True)
+class SpooledSlice:
+    """`size` bytes from byte `offset` of a temporary file: a picture that a text table holds, decoded."""
+
+    spool: PictureSpool
+    offset: int
+    size: int
+
+
+ImageSource = ImageFile | FileSlice | ParquetCell | SpooledSlice
 Fetched = ImageSource | Path | bytes | UnreadableImage | None
 
 
@@ -82,8 +93,10 @@ def load(source: Fetched) -> Path | bytes:
         match source:
             case ImageFile(folder, name, bounds):
                 return _file(folder, name, bounds)
-            case TarSlice(tar, offset, size):
-                return _slice(tar, offset, size)
+            case FileSlice(file, offset, size):
+                return _slice(file, offset, size)
+            case SpooledSlice(spool, offset, size):
+                return spool.read(offset, size)
             case ParquetCell():
                 return _CELLS.read(source)
             case Path() | bytes():
@@ -134,19 +147,20 @@ def leads_out(source: ImageFile) -> bool:
     return not real.startswith(_root(source.folder))
 
 
-def _slice(tar: str, offset: int, size: int) -> bytes:
+def _slice(path: str, offset: int, size: int) -> bytes:
     if size > MAX_BYTES:
         raise UnreadableImage(f"{size} bytes, the limit is {MAX_BYTES} bytes")
-    with open(tar, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file:
         data = os.pread(file.fileno(), size, offset)
     if len(data) != size:
-        raise UnreadableImage(f"{os.path.basename(tar)} is truncated or has changed since it was listed")
+        raise UnreadableImage(f"{os.path.basename(path)} is truncated or has changed since it was listed")
     return data
 
 
-def open_parquet(file: str | Path) -> pq.ParquetFile:
-    """An open Parquet file. It reads a page when it needs one, so that large row groups take little memory."""
-    return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+def open_parquet(file: str | Path, shared: Sequence[str] = ()) -> pq.ParquetFile:
+    """An open Parquet file. It reads a page when it needs one, so that large row groups take little memory. A value of the
+    leaves `shared` is read once, no matter how many rows hold it."""
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20, read_dictionary=list(shared) or None)
 
 
 def column_cells(file: pq.ParquetFile, column: str, group: int) -> Iterator[pa.Array]:

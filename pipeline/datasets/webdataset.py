@@ -16,7 +16,7 @@ from ..formatting import counted, printable
 from ..tar_format import REGULAR, DamagedTar, Member, tar_members
 from .folders import MAX_SIDECAR, json_captions, text_captions
 from .records import IMAGE_SUFFIXES, Record, split_of, splits_in_names
-from .sources import ImageSource, TarSlice
+from .sources import FileSlice, ImageSource
 
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
@@ -100,7 +100,7 @@ def _add(sample: _Sample, member: Member, suffix: str, path: Path, fd: int) -> N
     elif last in IMAGE_SUFFIXES:
         if sample.source is None or ("." in sample.image_suffix and suffix == last):
             sample.image, sample.image_suffix = name, suffix
-            sample.source = TarSlice(str(path), member.offset, member.size)
+            sample.source = FileSlice(str(path), member.offset, member.size)
     elif member.size > MAX_SIDECAR:
         sample.problems.append(f"{name} has more than {MAX_SIDECAR} bytes")
     elif suffix == "json":

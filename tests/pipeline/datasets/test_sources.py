@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import read
-from qf.pipeline.datasets.sources import ImageFile, ParquetCell, TarSlice, fetch, leads_out, load
+from qf.pipeline.datasets.sources import FileSlice, ImageFile, ParquetCell, fetch, leads_out, load
 from qf.pipeline.images import MAX_BYTES, UnreadableImage
 
 from conftest import counted_parquet  # isort: skip
@@ -98,11 +98,11 @@ def test_a_table_may_name_paths_anywhere_and_how_many_lead_out_is_said(folder, t
 
 def test_slices(tmp_path):
     (tmp_path / "t").write_bytes(b"0123456789")
-    assert load(TarSlice(str(tmp_path / "t"), 3, 4)) == b"3456"
+    assert load(FileSlice(str(tmp_path / "t"), 3, 4)) == b"3456"
     for source, reason in [
-        (TarSlice(str(tmp_path / "t"), 8, 4), "is truncated or has changed"),
-        (TarSlice(str(tmp_path / "t"), 0, MAX_BYTES + 1), "the limit is"),
-        (TarSlice(str(tmp_path / "u"), 0, 1), "no such file"),
+        (FileSlice(str(tmp_path / "t"), 8, 4), "is truncated or has changed"),
+        (FileSlice(str(tmp_path / "t"), 0, MAX_BYTES + 1), "the limit is"),
+        (FileSlice(str(tmp_path / "u"), 0, 1), "no such file"),
         (None, "no image"),
     ]:
         with pytest.raises(UnreadableImage, match=reason):
