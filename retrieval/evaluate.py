@@ -61,9 +61,9 @@ def scorers(
 ) -> list[QueryEncoder]:
     """The encoders to measure: the features' own where it has a text model, then the run.
 
-    The first one uses no training data of qf. If it is not available any more, `say` gets a line, as long as there is a run.
-    EncoderError if it is not available and there is no run; ArtifactError if the run was trained on other features; QfError if
-    nothing is left to measure."""
+    The first one uses no training data of qf. If it is not available any more, `say` gets a line, as long as there is a run. It
+    also gets one if the run cannot match. EncoderError if it is not available and there is no run; ArtifactError if
+    the run was trained on other features; QfError if nothing is left to measure."""
     found: list[QueryEncoder] = []
     try:
         if features.encoder["joint"] is not None and has_text_model(features.encoder):
@@ -76,6 +76,8 @@ def scorers(
         say(f"no zero-shot row: {error}")
     if run is not None:
         check_features(run, features)
+        if not run.matches:
+            say(f"no re-ranked row: run {run.folder} never trained its matching head")
         found.append(run)
     if not found:
         raise QfError(

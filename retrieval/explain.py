@@ -25,6 +25,7 @@ from ..pipeline.images import load_image
 from ..pipeline.results import Result
 from ..trainer.qformer import ImageEncoding, QFormer
 from .encode.qformer import Run
+from .encode.query_encoder import warn_of_unknown_words
 
 # tokens before the patches: none; class; class and distillation; registers; class and registers
 LEADING_TOKENS = (0, 1, 2, 4, 5)
@@ -148,6 +149,7 @@ def explain(run: Run, picture: Picture, caption: str) -> Explanation:
     grid = patch_grid(run.manifest["encoder"])
     embedder, model = run.embedder, run.embedder.model
     tokens = embedder.tokens
+    warn_of_unknown_words(*tokens.unknown(caption))
     input_ids, mask = (t.to(embedder.device) for t in tokens.pad(tokens.ids([caption], embedder.max_text_length)))
     image_embeds = picture.tokens.to(embedder.device).clone()  # tensors of inference mode cannot be part of a graph
     model.eval()

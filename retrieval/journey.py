@@ -98,6 +98,7 @@ def explain_picture(
     """Draw how a run sees a picture and a text. `image` is a file, or a key of the workspace's features."""
     device = resolve_device(on.device)
     opened = open_run(workspace.run(run), device, on.precision)
+    opened.check_matches()
     if Path(image).is_file():
         say(f"encoding {image}")
         picture = encode_picture(Path(image), opened.manifest["encoder"], device)

@@ -72,7 +72,9 @@ class Tokens:
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
-        self.pad_token_id, self.sep_token_id, self.bos_token_id = (vocabulary[token] for token in (PAD, SEP, DEC))
+        self.pad_token_id, self.unk_token_id, self.sep_token_id, self.bos_token_id = (
+            vocabulary[token] for token in (PAD, UNK, SEP, DEC)
+        )
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokens":
@@ -133,6 +135,13 @@ class Tokens:
         """The ids [CLS] … [SEP] of each text. Texts longer than `max_length` are truncated, and keep [SEP]."""
         encodings = self.tokenizer.encode_batch(list(texts))
         return [e.ids if len(e.ids) <= max_length else [*e.ids[: max_length - 1], self.sep_token_id] for e in encodings]
+
+    def unknown(self, text: str) -> tuple[list[str], bool]:
+        """The words of a text that are not in the vocabulary, and whether nothing of the text is."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        missing = [number == self.unk_token_id for number in encoding.ids]
+        found = [text[start:end] for (start, end), unknown in zip(encoding.offsets, missing, strict=True) if unknown]
+        return [word for word in found if any(map(str.isalnum, word))], all(missing)
 
     def pad(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """M lists of ids -> input_ids, attention_mask (M, L); L is the longest."""

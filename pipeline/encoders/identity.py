@@ -12,10 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import EncoderError
 from ..files import sha256_file
+from ..lfs import CURE, is_lfs_pointer
 from .preprocessing import Preprocessing
 
 BUILTIN = Path(__file__).resolve().parents[2] / "data" / "clip"
@@ -48,10 +50,12 @@ class FrozenEncoder(Protocol):
 
 def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
     """The local folder of an encoder: `builtin`, a folder, or a Hugging Face id (downloaded or from the local cache), of
-    which `files` are wanted."""
+    which `files` are wanted. EncoderError if there is none, or if Git LFS left a pointer in it."""
     if name == "builtin":
         return BUILTIN
     if Path(name).is_dir():
+        if pointer := pointer_in(Path(name)):
+            raise EncoderError(f"{pointer} {CURE}")
         return Path(name)
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise EncoderError(
@@ -69,19 +73,42 @@ def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
         ) from error
 
 
-def model_type(folder: Path) -> str | None:
+def pointer_in(folder: Path) -> Path | None:
+    """A file of the model in `folder` that is a Git LFS pointer, or None."""
+    files = (file for pattern in MODEL_FILES for file in sorted(folder.glob(pattern)))
+    return next(filter(is_lfs_pointer, files), None)
+
+
+def origin(folder: Path) -> str:
+    """Where the files of a model folder come from, in words: its page, if config.json names one."""
+    try:
+        name = str(read_config(folder / "config.json").get("_name_or_path"))
+    except EncoderError:
+        name = ""
+    page = f"https://huggingface.co/{name}" if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) else "the model's page"
+    return f"{page}, or write it with save_pretrained of transformers"
+
+
+def model_type(folder: Path) -> str:
     """The model type in config.json."""
-    kind: str | None = read_config(folder / "config.json").get("model_type")
-    return kind
+    return str(read_config(folder / "config.json").get("model_type"))
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder. EncoderError if the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EncoderError(f"{path.parent} is no encoder: {path.name} cannot be read ({reason})") from error
+    except FileNotFoundError as error:
+        source = (
+            "copy it from the model's page" if path.name == "config.json" else f"copy it from {origin(path.parent)}"
+        )
+        raise EncoderError(
+            f"{path.parent} is no encoder: {path.name} cannot be read (there is no such file); {source}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise EncoderError(
+            f"{path.parent} is no encoder: {path.name} cannot be read (it is not JSON); copy it again from the model's page"
+        ) from error
     if not isinstance(value, dict):
         raise EncoderError(f"{path.parent} is no encoder: {path.name} is not a JSON object")
     return value
@@ -92,7 +119,7 @@ def read_processor(folder: Path) -> dict[str, Any]:
     preprocessor_config.json before."""
     nested = folder / "processor_config.json"
     config = read_config(nested).get("image_processor") if nested.is_file() else None
-    return config or read_config(folder / "preprocessor_config.json")
+    return config if config and isinstance(config, dict) else read_config(folder / "preprocessor_config.json")
 
 
 def first_difference(recorded: dict[str, Any], now: dict[str, Any], fields: Sequence[str]) -> str | None:
@@ -119,12 +146,41 @@ def weights_sha256(folder: Path) -> str:
 
     The external weights of an ONNX model count as weight files. EncoderError if there are none."""
     onnx = folder / "model.onnx"
-    files = sorted([onnx, *_external_weights(onnx)] if onnx.is_file() else folder.glob("*.safetensors"))
-    if not files:
-        raise EncoderError(f"{folder} holds no model.safetensors and no model.onnx")
+    files = sorted([onnx, *_external_weights(onnx)]) if onnx.is_file() else safetensors_files(folder)
     if len(files) == 1:
         return sha256_file(files[0])
     return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The .safetensors files of a model in order of name. EncoderError if there is none, or if a shard is missing."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    shards = read_config(index).get("weight_map") if index.is_file() else None
+    listed = {folder / str(name) for name in shards.values()} if isinstance(shards, dict) else set()
+    if missing := sorted(listed - set(files)):
+        raise EncoderError(
+            f"{folder} has no {missing[0].name}, which {index.name} lists; copy it from {origin(folder)}"
+        )
+    if not files:
+        pickled = (folder / "pytorch_model.bin").is_file()
+        cure = "qf reads no pickle such as pytorch_model.bin: save the model again with save_pretrained of transformers"
+        raise EncoderError(
+            f"{folder} holds no model.safetensors and no model.onnx; {cure if pickled else f'copy it from {origin(folder)}'}"
+        )
+    return files
+
+
+def check_whole(files: Sequence[Path]) -> None:
+    """EncoderError if one of the .safetensors files is damaged or incomplete, as far as its header tells."""
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise EncoderError(
+                f"{file} cannot be loaded: it is damaged or incomplete; copy it again from {origin(file.parent)}"
+            ) from error
 
 
 def _external_weights(model: Path) -> set[Path]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import EncoderError, first_line
+from ..errors import EncoderError
 from .identity import describe, normalisation, read_processor, weights_sha256
 from .preprocessing import Preprocessing
 
@@ -35,7 +35,10 @@ class OnnxEncoder:
         try:
             self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=providers)
         except Exception as error:  # onnxruntime's errors have no common base class
-            raise EncoderError(f"{folder / 'model.onnx'} cannot be loaded: {first_line(error)}") from error
+            raise EncoderError(
+                f"{folder / 'model.onnx'} cannot be loaded: onnxruntime {onnxruntime.__version__} does not take it; export it "
+                "again, with all its weights beside it"
+            ) from error
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
         if "last_hidden_state" not in outputs or "pixel_values" not in {i.name for i in self.session.get_inputs()}:
             raise EncoderError(
@@ -60,7 +63,7 @@ class OnnxEncoder:
         except Exception as error:  # onnxruntime's errors have no common base class
             raise EncoderError(
                 f"encoder {self.name} does not take {len(pixels)} x 3 x {pixels.shape[2]} x {pixels.shape[3]} float32 pixels, as its "
-                f"preprocessor_config.json and --batch-size make them: {first_line(error)}"
+                "preprocessor_config.json and --batch-size make them; export it for them"
             ) from error
         if tokens.ndim != 3:
             raise EncoderError(

@@ -60,7 +60,7 @@ class Preprocessing:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Preprocessing":
         """Read the fields that transformers' image processors save. EncoderError if qf does not know the processor."""
-        name = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
+        name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
         kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name)
         if kind not in PROCESSORS:
             raise _refused(f"{name} is not an image processor that qf supports ({', '.join(filter(None, PROCESSORS))})")

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..errors import EncoderError, first_line
+from ..errors import EncoderError
 from .identity import check_weights, encoder_folder, model_type
+from .tokenizer import load_tokenizer, unknown_words
 from .transformers import load_model
 
 
@@ -39,24 +40,17 @@ class TextModel:
 
     def __init__(self, identity: dict[str, Any], device: torch.device) -> None:
         """`identity` is the encoder's, from a features manifest. EncoderError if the weights are other ones, or have no text model."""
-        from transformers import AutoTokenizer
-
         name = identity["id"]
         if not has_text_model(identity):
             raise EncoderError(f"encoder {name} has no text model; train a model first: qf train")
         folder = encoder_folder(name)
         check_weights(identity, folder)
-        self.kind, self.device, self.width = TEXT_MODELS[str(model_type(folder))], device, identity["joint"]
+        self.kind, self.device, self.width = TEXT_MODELS[model_type(folder)], device, identity["joint"]
         model, missing = load_model(self.kind.model, folder)
         if missing:
             raise EncoderError(f"encoder {name} lacks {len(missing)} weights of its text model, such as {min(missing)}")
         self.model = model.to(device)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # missing files, broken files and missing packages each raise another type
-            raise EncoderError(
-                f"the tokenizer of encoder {name} cannot be loaded: {first_line(error)} (SigLIP's needs: pip install sentencepiece)"
-            ) from error
+        self.tokenizer = load_tokenizer(name, folder, model.config.vocab_size)
 
     @property
     def limit(self) -> int:
@@ -68,6 +62,10 @@ class TextModel:
         """Whether the text has more tokens than the model reads."""
         found = self.tokenizer(text, truncation=True, max_length=self.limit + 1)["input_ids"]
         return len(found) > self.limit
+
+    def unknown(self, text: str) -> tuple[list[str], bool]:
+        """The words of a text that are not in the vocabulary, and whether nothing of it is."""
+        return unknown_words(self.tokenizer, text)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:

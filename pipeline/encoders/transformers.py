@@ -11,8 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import autocast
-from ..errors import EncoderError, first_line
-from .identity import describe, normalisation, read_config, read_processor, weights_sha256
+from ..errors import EncoderError
+from ..failures import out_of_memory
+from .identity import (
+    check_whole,
+    describe,
+    normalisation,
+    origin,
+    read_config,
+    read_processor,
+    safetensors_files,
+    weights_sha256,
+)
 from .preprocessing import Preprocessing
 
 
@@ -71,8 +81,11 @@ class TransformersEncoder:
         try:  # the number of tokens depends on the model and on the picture's size: one forward pass tells
             tokens, pooled = self.encode(np.zeros((1, 3, height, width), np.uint8))
         except (ValueError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
             raise EncoderError(
-                f"encoder {name} does not take the {height}x{width} pixels that its preprocessor_config.json makes: {first_line(error)}"
+                f"encoder {name} does not take the {height}x{width} pixels that its preprocessor_config.json makes; give it the "
+                f"file that came with the model, from {origin(folder)}"
             ) from error
         self.tokens, self.width = tokens.shape[1:]
         self.joint = None if pooled is None else pooled.shape[1]
@@ -125,6 +138,7 @@ def load_model(model_class: str, folder: Path) -> tuple[Any, set[str]]:
     whole = "vision_config" in config and "projection_dim" in config
     joint = {"projection_dim": config["projection_dim"]} if whole else {}
 
+    check_whole(safetensors_files(folder))
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -139,8 +153,13 @@ def load_model(model_class: str, folder: Path) -> tuple[Any, set[str]]:
             key_mapping={r"^vision_model\.": ""} if model_class == BLIP_2.model else None,
             **joint,
         )
-    except Exception as error:  # safetensors, JSON and shape errors alike mean a broken model folder
-        raise EncoderError(f"encoder {folder} cannot be loaded: {first_line(error)}") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # transformers raises errors of many kinds for sizes that do not go together
+        raise EncoderError(
+            f"encoder {folder} cannot be loaded: its config.json does not make a {model_class} of these weights; copy the "
+            f"files again from {origin(folder)}"
+        ) from error
     finally:
         logging.set_verbosity(level)
     if info["mismatched_keys"]:

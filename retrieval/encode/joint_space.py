@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...pipeline.errors import EncoderError, QfError
+from .query_encoder import warn_of_unknown_words
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,7 @@ class JointSpace:
             log.warning(
                 "the text is truncated: the encoder's text model reads its first %d tokens", self.text_model.limit
             )
+        warn_of_unknown_words(*self.text_model.unknown(text))
         return self.texts([text])
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...pipeline.artifacts import read_manifest
-from ...pipeline.errors import ArtifactError
+from ...pipeline.errors import ArtifactError, QfError
 from ...trainer.manifest import RUN
+from .query_encoder import warn_of_unknown_words
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ class Run:
 
     @property
     def matches(self) -> bool:
-        return True
+        return bool(self.embedder.model.itm_head.bias.any())  # it is zero until the first step that trains the head
 
     @property
     def per_image(self) -> int:
@@ -47,6 +48,7 @@ class Run:
 
     def query(self, text: str) -> np.ndarray:
         self.warn_of_truncation(text)
+        warn_of_unknown_words(*self.embedder.tokens.unknown(text))
         return self.texts([text])
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -68,7 +70,16 @@ class Run:
         return similarity_matrix(self.embedder.images(features, rows), self.embedder.texts(texts)).numpy()
 
     def matching(self, features: "Features", rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
+        self.check_matches()
         return self.embedder.matching(features, rows, texts, pairs).numpy()
+
+    def check_matches(self) -> None:
+        """QfError if the matching head of the run was never trained."""
+        if not self.matches:
+            raise QfError(
+                f"run {self.folder} cannot re-rank or explain: its matching head was never trained (--losses "
+                f"{self.manifest['train']['losses']}); search without --rerank, or train a run with itm under another --name"
+            )
 
     def warn_of_truncation(self, text: str) -> None:
         """Warn if the text has more tokens than the model reads."""

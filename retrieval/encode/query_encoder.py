@@ -3,6 +3,7 @@
 Letters: N images, Q embeddings of an image, M texts, E width of the space that images and texts share. All embeddings are
 float32 of unit length."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -11,6 +12,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ...pipeline.features.reader import Features
+
+log = logging.getLogger(__name__)
 
 
 class QueryEncoder(Protocol):
@@ -33,7 +36,8 @@ class QueryEncoder(Protocol):
         """E."""
 
     def query(self, text: str) -> np.ndarray:
-        """A text to search with -> (1, E). A text that is longer than the model reads is truncated, with a warning."""
+        """A text to search with -> (1, E). Warns of a text that is longer than the model reads, which is truncated, and of
+        unknown words."""
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> (M, E). Long texts are truncated."""
@@ -49,3 +53,12 @@ class QueryEncoder(Protocol):
 
     def matching(self, features: "Features", rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
         """ITM logits (n,) of pairs (n, 2) of positions in `rows` and `texts`. QfError unless the encoder `matches`."""
+
+
+def warn_of_unknown_words(words: Sequence[str], nothing_known: bool) -> None:
+    """Warn that `words` of a text are not in the vocabulary of the model, or that nothing of the text is."""
+    if nothing_known:
+        log.warning("the model knows no word of the text: the result does not depend on it; use words of the captions")
+    elif words:
+        named = ", ".join(repr(word) for word in words)
+        log.warning("the model does not know %s: the result is that of the other words", named)

@@ -121,7 +121,7 @@ def _vision(
 
     The layout has no place for any other encoder: the settings are then of a model without layers, with a warning."""
     folder = encoder_folder(encoder["id"])
-    if (folder / "model.onnx").is_file() or VISION_MODELS.get(str(model_type(folder))) is not BLIP_2:
+    if (folder / "model.onnx").is_file() or VISION_MODELS.get(model_type(folder)) is not BLIP_2:
         log.warning(
             "encoder %s is no BLIP-2 vision model: the export holds the Q-Former alone, and transformers will add a vision "
             "model without layers, at random",

@@ -32,6 +32,15 @@ def test_a_text_longer_than_the_text_model_reads_is_truncated_with_a_warning(fea
     assert long == pytest.approx(encoder.texts(["a red bar " * 5]), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("query", "warning"),
+    [("a purple bar", "the model does not know 'purple'"), ("purple", "the model knows no word of the text")],
+)
+def test_words_outside_the_vocabulary_are_named_in_a_warning(features, caplog, query, warning):
+    JointSpace(features.encoder, CPU).query(query)
+    assert warning in caplog.text
+
+
 def test_an_encoder_without_joint_space_is_refused(pictures, onnx_folder, tmp_path):
     features = run_extract(pictures, onnx_folder, tmp_path / "features")
     with pytest.raises(EncoderError, match=r"has no joint space with text; train a model first: qf train"):

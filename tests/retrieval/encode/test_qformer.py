@@ -5,12 +5,14 @@ import logging
 import numpy as np
 import pytest
 import torch
-from qf.pipeline.errors import ArtifactError
+from qf.pipeline.errors import ArtifactError, QfError
 from qf.pipeline.features.codecs import decode
 from qf.pipeline.features.reader import Features
 from qf.retrieval.encode.qformer import check_features, open_run
+from qf.trainer.config import Stage1Config
+from qf.trainer.stage1.stage import train
 
-from conftest import run_extract  # isort: skip
+from conftest import TINY, run_extract  # isort: skip
 
 CPU = torch.device("cpu")
 
@@ -37,6 +39,29 @@ def test_a_text_longer_than_the_model_reads_is_truncated_with_a_warning(run, cap
         assert caplog.text == ""
         run.query("red " * 99)
     assert "the text has 101 tokens and is truncated: the model reads the first 32" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("query", "warning"),
+    [
+        ("a xylophone bar", "the model does not know 'xylophone'"),
+        ("xylophone 猫, ёж", "the model knows no word of the text"),
+        ("🐶", "the model knows no word of the text"),
+    ],
+)
+def test_words_outside_the_vocabulary_are_named_in_a_warning(run, caplog, query, warning):
+    run.query(query)
+    assert warning in caplog.text
+
+
+def test_a_matching_head_that_was_never_trained_does_not_match(features, tmp_path):
+    train(features, tmp_path / "itc", Stage1Config(**TINY | {"epochs": 1, "losses": "itc"}), CPU)
+    train(features, tmp_path / "all", Stage1Config(**TINY | {"epochs": 1}), CPU)
+    assert open_run(tmp_path / "all", CPU, "float32").matches
+    run = open_run(tmp_path / "itc", CPU, "float32")
+    assert not run.matches
+    with pytest.raises(QfError, match="matching head was never trained"):
+        run.matching(features, np.array([0]), ["a red bar"], np.array([[0, 0]]))
 
 
 def test_features_of_another_encoder_are_refused(run, pictures, onnx_folder, tmp_path):
