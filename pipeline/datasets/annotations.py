@@ -12,8 +12,10 @@ from typing import Any, TypeGuard
 from ..config import ReadOptions
 from ..errors import DatasetError
 from .captions import texts
+from .columns import image_name
 from .documents import document_rows
-from .records import Record, image_folder, split_of, splits_in_names
+from .names import image_folder, names_in
+from .records import Record, bounds_of, split_of, splits_in_names
 from .rows import json_document, text_lines
 from .sources import ImageFile
 from .tables import Table, read_joined, splits_of_files
@@ -92,23 +94,22 @@ def _karpathy(images: Sequence[dict[str, Any]], path: Path, options: ReadOptions
 
 
 def _folder(path: Path, parts: Sequence[str], names: Sequence[str], options: ReadOptions) -> Path:
-    """Where the images are: --images, the file's folder or a usual folder in it. Beside `annotations/` too, as COCO is
-    unpacked: `annotations/captions_val2017.json` and `val2017/`. `parts` are more usual folders."""
+    """Where the images are: --images, one of its folders `parts`, or a folder near the file."""
     if options.images:
         return next((options.images / part for part in parts if (options.images / part).is_dir()), options.images)
-    tops = [path.parent, path.parent.parent] if path.parent.name == "annotations" else [path.parent]
-    more = [top / part for top in tops for part in (*parts, "images")]
-    return image_folder(path.parent, names[:100], [*more, *tops])
+    return image_folder(path, names[:100])
 
 
 def _record(
     number: int, name: str, captions: list[str], split: str | None, folder: Path, options: ReadOptions
 ) -> Record:
-    name = name.strip()
+    name = image_name(name) or ""
     if not name:
         return Record(f"image {number}", "", None, (), "train", f"image {number} has no file name")
-    problem = "" if captions else "no caption"
-    return Record(name, name, ImageFile(str(folder), name), tuple(captions), split_of(name, split, options), problem)
+    match = names_in(str(folder)).find(name)
+    problem = match.problem or ("" if captions else "no caption")
+    source = ImageFile(str(folder), match.name, bounds_of(options))
+    return Record(name, name, source, tuple(captions), split_of(name, split, options), problem)
 
 
 def read_flickr_tokens(path: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
@@ -127,7 +128,7 @@ def read_flickr_tokens(path: Path, options: ReadOptions) -> tuple[str, Iterator[
                     raise DatasetError(
                         f"{path}, line {number}: expected NAME.jpg#0, a tab and a caption, as Flickr8k.token.txt has"
                     )
-                captions.setdefault(name.rsplit("#", 1)[0].strip(), []).extend(texts(caption))
+                captions.setdefault(image_name(name.rsplit("#", 1)[0]) or "", []).extend(texts(caption))
         folder = _folder(path, [], list(captions)[:100], options)
         for number, (name, found) in enumerate(captions.items()):
             record = _record(number, name, found, splits.get(name) if splits else None, folder, options)

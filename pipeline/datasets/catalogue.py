@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 import polars as pl
@@ -22,7 +22,7 @@ from ..formatting import encodable
 from ..schema import SPLITS, TYPES
 from .captions import MAX_CAPTIONS, TOO_LONG, TOO_MANY, usable
 from .records import Record
-from .sources import FileSlice, ImageFile, ImageSource, ParquetCell, SpooledSlice
+from .sources import Bounds, FileSlice, ImageFile, ImageSource, ParquetCell, SpooledSlice
 from .spool import PictureSpool, spool
 
 BATCH = 4096  # records in a batch of the file, the last one excepted
@@ -181,7 +181,7 @@ class _Tally:
 def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
     source = record.source
     if isinstance(source, ImageFile):
-        return (ImageFile, source.folder, ""), None if source.name == record.image else source.name, 0, 0
+        return (ImageFile, source.folder, source.bounds), None if source.name == record.image else source.name, 0, 0
     if isinstance(source, FileSlice):
         return (FileSlice, source.file, ""), None, source.offset, source.size
     if isinstance(source, SpooledSlice):
@@ -192,11 +192,11 @@ def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
 
 
 def _unpack(place: Place, name: str, start: int, extent: int) -> ImageSource:
-    kind, path, column = place
+    kind, path, column = place  # of a file: folder and bounds
     if isinstance(path, PictureSpool):
         return SpooledSlice(path, start, extent)
     if kind is ImageFile:
-        return ImageFile(path, name)
+        return ImageFile(path, name, cast(Bounds, column))
     return FileSlice(path, start, extent) if kind is FileSlice else ParquetCell(path, column, start, extent)
 
 
@@ -217,6 +217,6 @@ def _encodable(record: Record) -> Record:
         encodable(text) for text in (record.key, record.image, record.problem, *record.captions)
     )
     source = record.source
-    if image != record.image or (isinstance(source, ImageFile) and source.name != image):
+    if image != record.image or (isinstance(source, ImageFile) and source.name != encodable(source.name)):
         source, problem = None, problem or "its name is no valid Unicode"
     return replace(record, key=key, image=image, source=source, captions=tuple(captions), problem=problem)

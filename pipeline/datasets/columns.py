@@ -21,7 +21,8 @@ from ..images import UnreadableImage
 from ..schema import TYPES
 from .captions import CAPTION_NAMES, TOO_LONG, cell_captions, spells_lists
 from .embedded import picture_in
-from .records import SPLIT_ALIASES, Record, image_folder, split_in_path, split_of
+from .names import image_folder, names_in, plain
+from .records import SPLIT_ALIASES, Record, bounds_of, split_in_path, split_of
 from .sources import ImageFile, ImageSource, load
 from .spool import PictureSpool, spool
 
@@ -41,6 +42,8 @@ ROWS = pa.schema(
         ("problem", pa.string()),  # why the row has no captions, or fewer
     ]
 )
+
+URLS = ("http://", "https://")
 BLANK = "rows without a caption that can be used"
 BATCH = 4096  # images whose rows are joined at once
 Picture = Callable[[int, int, int], ImageSource]  # the source of a picture inside, from the columns file, group, at
@@ -151,8 +154,9 @@ def _list(names: Sequence[str]) -> str:
 
 
 def image_name(value: Any) -> str | None:
-    """The name in a path, or in a Hugging Face struct with a path; None if it is blank."""
-    return (_text(value.get("path") if isinstance(value, dict) else value) or "").strip() or None
+    """The name in a path, or in a Hugging Face struct with a path, without `./` and doubled slashes; None if it is blank."""
+    name = (_text(value.get("path") if isinstance(value, dict) else value) or "").strip()
+    return plain(name) or None
 
 
 def _sha(data: bytes) -> str:
@@ -161,7 +165,7 @@ def _sha(data: bytes) -> str:
 
 def is_url(value: Any) -> bool:
     """Whether a value is a URL, in any case of its letters."""
-    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(("http://", "https://"))
+    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(URLS)
 
 
 def urls_inside(path: Path) -> DatasetError:
@@ -256,9 +260,11 @@ def grouped_records(
 
     `paths` are the table's files; `picture` gives a picture inside one; `digests` (uint64, 0: none) are those of the
     pictures whose name repeats. Rows that name no image are records with a problem."""
-    first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0]]
-    folder = str(options.images or image_folder(paths[0].parent, first))
-    same = rows.names if digests is None else rows.names ^ digests
+    first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0] and row[4] is None]
+    folder = str(options.images or image_folder(paths[0], first))
+    names = _files(rows, folder)
+    same = names if digests is None else names ^ digests
+    odd = names != rows.names  # rows whose image has another name on disk
     order = np.argsort(same, kind="stable")
     begins = np.flatnonzero(np.append(True, same[order][1:] != same[order][:-1])[: len(rows)])
     ends = np.append(begins[1:], len(rows))
@@ -268,7 +274,20 @@ def grouped_records(
         taken = np.concatenate(groups)
         numbered = zip(taken.tolist(), rows.take(taken), strict=True)
         for group in groups:
-            yield from _records([next(numbered) for _ in group], paths, picture, folder, options, digests)
+            yield from _records([next(numbered) for _ in group], paths, picture, folder, options, digests, odd)
+
+
+def _files(rows: Rows, folder: str) -> np.ndarray:
+    """A hash (uint64) of each row's file: of the image's name, or of that which the file has if it is only nearly right."""
+    every, first, inverse = np.unique(rows.names, return_index=True, return_inverse=True)
+    files = every.copy()
+    for start in range(0, len(first), BATCH):
+        for number, (image, _, _, _, inside, *_) in enumerate(rows.take(first[start : start + BATCH]), start):
+            if image is not None and inside is None and not is_url(image):
+                match = names_in(folder).find(image)
+                if match.name != image:
+                    files[number] = pl.Series([match.name]).hash()[0]
+    return files[inverse]
 
 
 def _records(
@@ -278,11 +297,13 @@ def _records(
     folder: str,
     options: ReadOptions,
     digests: np.ndarray | None,
+    odd: np.ndarray,
 ) -> Iterator[Record]:
     """Rows whose hashes are equal: one image, a row without one, or names whose hashes happen to meet."""
     images: dict[Any, list[tuple[int, tuple[Any, ...]]]] = {}
     for number, row in group:
-        images.setdefault(number if row[0] is None else row[0], []).append((number, row))
+        file = names_in(folder).find(row[0]).name if odd[number] else row[0]
+        images.setdefault(number if row[0] is None else file, []).append((number, row))
     for every in images.values():
         number, (image, _, _, key, file, part, at, _) = every[0]
         if image is None:
@@ -303,8 +324,13 @@ def _records(
         splits = sorted({SPLIT_ALIASES.get(name.lower(), name) for name in named})
         if len(splits) > 1 and not options.redraw_splits:
             problem = f"its rows are in several splits: {', '.join(splits)}"
-        inside = picture is not None and file is not None
-        source: ImageSource = picture(file, part, at) if picture and inside else ImageFile(folder, image)
+        source: ImageSource
+        if picture is None or file is None:
+            match = names_in(folder).find(image)
+            source = ImageFile(folder, match.name, bounds_of(options))
+            problem = problem or match.problem
+        else:
+            source = picture(file, part, at)
         key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
         split = next(iter(splits), None)
         if split is None and file is None:

@@ -7,7 +7,8 @@ from typing import Any, TypeGuard
 from ..config import ReadOptions
 from ..errors import DatasetError
 from .columns import IMAGE_COLUMNS, USUAL
-from .records import IMAGE_FOLDERS, IMAGE_SUFFIXES, SPLIT_ALIASES
+from .names import IMAGE_FOLDERS
+from .records import IMAGE_SUFFIXES, SPLIT_ALIASES
 
 WRAPPERS = ("data", "rows", "annotations", "images", "items", "records", "samples", "examples", "dataset", "captions")
 MAX_WRAPPERS = 3  # one inside the other

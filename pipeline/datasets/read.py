@@ -11,7 +11,7 @@ patterns                        `data/{00000..00031}.tar`, `captions_{train,val}
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from itertools import chain, product
@@ -19,13 +19,16 @@ from pathlib import Path
 
 from ..config import ReadOptions
 from ..errors import DatasetError
+from ..formatting import printable
 from .annotations import read_flickr_tokens, read_json
 from .arrow import is_arrow, read_arrow
 from .catalogue import Catalogue
 from .folders import metadata_of, read_metadata, read_sidecars
+from .names import look_again
 from .parquet import read_parquet
 from .records import IMAGE_SUFFIXES, Record, split_of
 from .rows import encoding_of, is_json_lines
+from .sources import ImageFile, leads_out
 from .tables import TABLES, read_tables
 from .webdataset import COMPRESSED, read_tars
 
@@ -52,6 +55,7 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
     options = options or ReadOptions()
     sources = [sources] if isinstance(sources, Path) else sources
     source = sources[0]
+    look_again()
     fractions = options.val_fraction + options.test_fraction
     if fractions > 1:
         raise DatasetError(f"--val-fraction and --test-fraction are {fractions:g} together; all is 1")
@@ -61,7 +65,8 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         kind, found, records = _read_folder(source, options)
     else:
         kind, found, records = _read_files(list(dict.fromkeys(chain.from_iterable(map(_files, sources)))), options)
-    catalogue = Catalogue(records, (lambda key: split_of(key, None, options)) if fractions else None)
+    watched = _Watched(records, options)
+    catalogue = Catalogue(watched, (lambda key: split_of(key, None, options)) if fractions else None)
     if not len(catalogue):
         raise DatasetError(f"{source} holds no records; a dataset needs at least one image with a caption")
     if not sum(catalogue.splits.values()):
@@ -71,7 +76,32 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         found += ", all of it train: other splits are drawn from it"
     if catalogue.left_out:
         found += "; left out: " + ", ".join(f"{count:,} {what}" for what, count in catalogue.left_out.items())
-    return Dataset(kind, found, catalogue)
+    return Dataset(kind, found + str(watched), catalogue)
+
+
+class _Watched:
+    """Records on their way; counts the images that lie outside their folder, and those found under another name."""
+
+    def __init__(self, records: Iterable[Record], options: ReadOptions) -> None:
+        self._records, self._confined = records, options.confine
+        self._out = self._renamed = 0
+        self._example = ""
+
+    def __iter__(self) -> Iterator[Record]:
+        for record in self._records:
+            source = record.source
+            if isinstance(source, ImageFile) and not record.problem:
+                self._out += not self._confined and leads_out(source)
+                if not record.image.endswith(source.name):
+                    self._renamed += 1
+                    self._example = self._example or f"{printable(source.name)} for {record.image}"
+            yield record
+
+    def __str__(self) -> str:
+        out = f"; {self._out:,} images lie outside their folder" if self._out else ""
+        if self._renamed:
+            out += f"; {self._renamed:,} images have nearly the name that is given, such as {self._example}"
+        return out
 
 
 def _files(source: Path) -> list[Path]:

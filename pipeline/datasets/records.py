@@ -2,13 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from .sources import ImageSource
+from .sources import Bounds, ImageSource
 
 SPLIT_ALIASES = {
     "train": "train", "training": "train", "restval": "train",
@@ -16,10 +16,9 @@ SPLIT_ALIASES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 IMAGE_SUFFIXES = frozenset((
-    "avif", "bmp", "gif", "heic", "j2k", "jfif", "jp2", "jpeg", "jpg", "jpx", "jxl", "pbm", "pgm", "png", "pnm", "ppm",
+    "avif", "bmp", "gif", "heic", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg", "jpx", "jxl", "pbm", "pgm", "png", "pnm", "ppm",
     "svg", "tga", "tif", "tiff", "webp",
 ))  # fmt: skip
-IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,11 @@ def split_of(key: str, named: str | None, options: ReadOptions) -> str:
     return "val" if draw < options.test_fraction + options.val_fraction else "train"
 
 
+def bounds_of(options: ReadOptions) -> Bounds:
+    """What may not lead out of the dataset's folder."""
+    return "links" if options.confine else "names" if options.names_stay else ""
+
+
 def split_in_path(name: str) -> str | None:
     """The split that the first folder of a relative path names, as in `train/a.jpg`."""
     first, *more = PurePosixPath(name).parts or ("",)
@@ -64,22 +68,3 @@ def splits_in_names(names: Sequence[str]) -> list[str | None]:
     if any(len(splits) != 1 for splits in found):
         return [None] * len(names)
     return [splits.pop() for splits in found]
-
-
-def image_folder(folder: Path, names: Iterable[str], more: Sequence[Path] = ()) -> Path:
-    """Where relative image paths start if --images does not say: `folder`, or a usual folder of images in it or one of
-    `more`, whichever holds the first of `names` that any holds."""
-    candidates = [folder, *(folder / name for name in IMAGE_FOLDERS), *more]
-    for name in names:
-        for candidate in candidates:
-            if is_file(candidate, name):
-                return candidate
-    return folder
-
-
-def is_file(folder: Path, name: str) -> bool:
-    """Whether the name is that of a file in the folder; False for any text that cannot be one."""
-    try:
-        return bool(name) and (folder / name).is_file()
-    except (OSError, ValueError):  # too long, or not even a name
-        return False

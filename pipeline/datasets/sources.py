@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,12 +27,17 @@ from .spool import PictureSpool
 CELLS = 64  # of a Parquet column, read at once
 
 
+# What may not lead out of a folder: nothing is bound; names are, links are followed; or names and links are.
+Bounds = Literal["", "names", "links"]
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """`name` relative to `folder`, or absolute inside it. Links are followed, but never out of the folder."""
+    """`name` relative to `folder`, or absolute."""
 
     folder: str
     name: str
+    bounds: Bounds = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +91,8 @@ def load(source: Fetched) -> Path | bytes:
     going back in a row group reads it from its first row."""
     try:
         match source:
-            case ImageFile(folder, name):
-                return _inside(folder, name)
+            case ImageFile(folder, name, bounds):
+                return _file(folder, name, bounds)
             case FileSlice(file, offset, size):
                 return _slice(file, offset, size)
             case SpooledSlice(spool, offset, size):
@@ -108,19 +114,37 @@ def load(source: Fetched) -> Path | bytes:
         raise UnreadableImage(f"cannot be read: {reason}") from error
 
 
-def _inside(folder: str, name: str) -> Path:
+def _file(folder: str, name: str, bounds: Bounds) -> Path:
     """The file after all links. It is checked when it is used, because a link may change."""
-    path = os.path.realpath(os.path.join(folder, name))
-    if not os.path.join(path, "").startswith(_root(folder)):
-        raise UnreadableImage(f"it lies outside {folder}, in {os.path.dirname(path)}; give --images DIR that holds it")
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    path = os.path.join(folder, name)
+    if bounds == "names":
+        path = os.path.normpath(path)
+        if not os.path.join(os.path.abspath(path), "").startswith(os.path.join(os.path.abspath(folder), "")):
+            raise UnreadableImage(f"its name leads out of {folder}, which names in a folder's metadata may not")
+    real = os.path.realpath(path)
+    if bounds == "links" and not os.path.join(real, "").startswith(_root(folder)):
+        where = f"it lies outside {folder}, in {os.path.dirname(real)}"
+        raise UnreadableImage(f"{where}; leave out --confine, or give --images DIR that holds it")
+    if not stat.S_ISREG(os.stat(real).st_mode):
         raise UnreadableImage("not a regular file")
-    return Path(path)
+    return Path(real)
 
 
 @lru_cache
 def _root(folder: str) -> str:
     return os.path.join(os.path.realpath(folder), "")
+
+
+def leads_out(source: ImageFile) -> bool:
+    """Whether the file lies outside its folder: by its name, by its own link, or by that of a folder on the way."""
+    path = os.path.join(source.folder, source.name)
+    try:
+        real = os.path.join(_root(os.path.dirname(path)), os.path.basename(path))
+        if os.path.islink(path):
+            real = os.path.realpath(path)
+    except (OSError, ValueError):
+        return False
+    return not real.startswith(_root(source.folder))
 
 
 def _slice(path: str, offset: int, size: int) -> bytes:
