@@ -13,6 +13,7 @@ from ..config import ReadOptions
 from ..errors import DatasetError
 from .captions import texts
 from .columns import image_name
+from .documents import document_rows
 from .names import image_folder, names_in
 from .records import Record, bounds_of, split_of, splits_in_names
 from .rows import json_document, text_lines
@@ -21,22 +22,30 @@ from .tables import Table, read_joined, splits_of_files
 
 
 def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, Iterator[Record]]:
-    """Kind, a description, and the records of JSON documents: COCO captions, a Karpathy split, or arrays of
-    objects, which are tables. COCO captions and arrays may be several files. DatasetError if one is none of these."""
+    """Kind, a description, and the records of JSON documents: COCO captions, a Karpathy split, or documents that hold rows
+    of a table. COCO captions and tables may be several files. DatasetError if one is none of these."""
     documents = [json_document(path) for path in paths]
     first = documents[0]
-    if all(isinstance(document, list) for document in documents):
-        every = zip(paths, documents, splits_of_files(paths), strict=True)
-        tables = [Table(path, partial(iter, document), split) for path, document, split in every]
-        return "json", *read_joined(tables, options)
-    for path, document in zip(paths, documents, strict=True):
-        if not isinstance(document, dict) or not _objects(document.get("images")):
-            raise DatasetError(
-                f"{path} is no caption JSON that qf knows: COCO captions, a Karpathy split, or an array of objects"
-            )
-    if len(paths) == 1 and any("sentences" in image for image in first["images"]):
+    if all(_is_coco(document) for document in documents):
+        return "coco", *_coco(documents, paths, options)
+    if len(paths) == 1 and _is_karpathy(first):
         return "karpathy", *_karpathy(first["images"], paths[0], options)
-    return "coco", *_coco(documents, paths, options)
+    every = zip(paths, documents, splits_of_files(paths), strict=True)
+    tables = [
+        Table(path, partial(iter, document_rows(document, path, options)), split) for path, document, split in every
+    ]
+    return "json", *read_joined(tables, options)
+
+
+def _is_coco(document: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a document has images with their ids, and annotations of these."""
+    return isinstance(document, dict) and _objects(document.get("images")) and "annotations" in document
+
+
+def _is_karpathy(document: Any) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(document, dict) or not _objects(document.get("images")):
+        return False
+    return any("sentences" in image for image in document["images"])
 
 
 def _objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:

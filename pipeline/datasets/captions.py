@@ -15,6 +15,7 @@ CAPTION_NAMES = (
 MAX_CAPTION = 2**16  # characters; a longer text is a document
 MAX_CAPTIONS = 1000  # of one image: a training step takes them all
 TOO_LONG, TOO_MANY = "captions that are too long", f"captions beyond the first {MAX_CAPTIONS:,} of an image"
+MAX_DEPTH = 16  # lists and objects, one inside the other
 MAX_CELL = 2**20  # characters of a text that may spell a list
 
 # One or several quoted texts in brackets. Python separates them with commas, NumPy with blanks alone.
@@ -26,27 +27,30 @@ _ITEM = re.compile(_TEXT, re.DOTALL)
 _NO_ESCAPE = re.compile(r"""(?<!\\)(?:\\\\)*\\[^\\'"abfnrtvxuUN0-7\n]""")
 
 
-def texts(value: Any) -> list[str]:
-    """The captions in a value: a text, a list of texts, or of objects that hold one; empty ones do not count."""
+def texts(value: Any, depth: int = MAX_DEPTH) -> list[str]:
+    """The captions in a value: a text, a list of texts, or of objects that hold one; empty ones do not count, nor those
+    more than `depth` lists and objects deep."""
+    if depth < 0:
+        return []
     if isinstance(value, str):
         if len(value) > MAX_CAPTION:
             return [value]  # no caption, and costly to look at
         return [encodable(text)] if (text := value.strip()) else []
     if isinstance(value, list | tuple):
-        return [text for part in value for text in texts(part)]
+        return [text for part in value for text in texts(part, depth - 1)]
     if isinstance(value, dict):
-        return _in_object(value)
+        return _in_object(value, depth - 1)
     if isinstance(value, bytes):
         return texts(value.decode(errors="replace"))
-    return [] if value is None or value != value else texts(str(value))  # NaN is what pandas writes for none
+    return [] if value is None or value != value else texts(str(value), depth - 1)  # NaN is what pandas writes for none
 
 
-def _in_object(value: dict[Any, Any]) -> list[str]:
+def _in_object(value: dict[Any, Any], depth: int) -> list[str]:
     """The captions under the first usual name, in upper or lower case; or those that `tokens` of a Karpathy split are."""
     fields = {name.lower(): found for name, found in value.items() if isinstance(name, str) and found is not None}
     for name in ("raw", *CAPTION_NAMES):
         if name in fields:
-            return texts(fields[name])
+            return texts(fields[name], depth)
     tokens = fields.get("tokens")
     if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
         return texts(" ".join(tokens))

@@ -42,6 +42,8 @@ ROWS = pa.schema(
         ("problem", pa.string()),  # why the row has no captions, or fewer
     ]
 )
+
+URLS = ("http://", "https://")
 BLANK = "rows without a caption that can be used"
 BATCH = 4096  # images whose rows are joined at once
 Picture = Callable[[int, int, int], ImageSource]  # the source of a picture inside, from the columns file, group, at
@@ -163,7 +165,7 @@ def _sha(data: bytes) -> str:
 
 def is_url(value: Any) -> bool:
     """Whether a value is a URL, in any case of its letters."""
-    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(("http://", "https://"))
+    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(URLS)
 
 
 def urls_inside(path: Path) -> DatasetError:
@@ -323,12 +325,12 @@ def _records(
         if len(splits) > 1 and not options.redraw_splits:
             problem = f"its rows are in several splits: {', '.join(splits)}"
         source: ImageSource
-        if picture is not None and file is not None:
-            source = picture(file, part, at)
-        else:
+        if picture is None or file is None:
             match = names_in(folder).find(image)
             source = ImageFile(folder, match.name, bounds_of(options))
             problem = problem or match.problem
+        else:
+            source = picture(file, part, at)
         key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
         split = next(iter(splits), None)
         if split is None and file is None:

@@ -1,6 +1,7 @@
 """The line of names in a table of plain rows, or its absence: then columns have numbers from 1 on, and the first rows tell
 which of them holds pictures and which captions."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from ..config import ReadOptions
 from ..errors import DatasetError
 from .columns import USUAL, is_url
 from .embedded import is_embedded
-from .names import IMAGE_FOLDERS, is_file
+from .names import IMAGE_FOLDERS
 from .records import IMAGE_SUFFIXES, SPLIT_ALIASES
 
 LOOKED_AT = 50  # rows that tell what a column holds
@@ -91,7 +92,7 @@ def _is_picture(cell: Any, options: ReadOptions, path: Path) -> bool:
     if not isinstance(cell, str) or not cell.strip() or _names_picture(cell):
         return isinstance(cell, str) and _names_picture(cell)
     folders = [options.images or path.parent, *(path.parent / name for name in IMAGE_FOLDERS)]
-    return any(is_file(folder, cell.strip()) for folder in folders)
+    return any(os.path.isfile(folder / cell.strip()) for folder in folders)
 
 
 def _names_picture(cell: str) -> bool:

@@ -219,12 +219,12 @@ def image_folder(table: Path, names: Iterable[str]) -> Path:
     every = [name for name in names if name]
     for name in every:
         for candidate in candidates:
-            if is_file(candidate, name):
+            if _is_file(candidate, name):
                 return candidate
     candidates += [below for top in tops for below in _folders(top) if below not in candidates]
     for name in every:
         for candidate in candidates:
-            if is_file(candidate, name):
+            if _is_file(candidate, name):
                 return candidate
     for name in every[:NEARLY]:
         for candidate in candidates:
@@ -243,9 +243,8 @@ def _folders(top: Path) -> list[Path]:
     return [top / name for name in names[:MAX_FOLDERS]]
 
 
-def is_file(folder: Path, name: str) -> bool:
-    """Whether the name is that of a file in the folder; False for any text that cannot be one."""
+def _is_file(folder: Path, name: str) -> bool:
     try:
-        return bool(name) and (folder / name).is_file()
+        return (folder / name).is_file()
     except (OSError, ValueError):  # too long, or not even a name
         return False

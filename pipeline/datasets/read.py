@@ -27,7 +27,7 @@ from .folders import metadata_of, read_metadata, read_sidecars
 from .names import look_again
 from .parquet import read_parquet
 from .records import IMAGE_SUFFIXES, Record, split_of
-from .rows import is_json_lines
+from .rows import encoding_of, is_json_lines
 from .sources import ImageFile, leads_out
 from .tables import TABLES, read_tables
 from .webdataset import COMPRESSED, read_tars
@@ -176,7 +176,7 @@ def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     with open(path, "rb") as file:
         start = file.read(2**16)
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = start.decode(encoding_of(start), errors="replace").lstrip()
     if start.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
     if is_arrow(start):
@@ -188,15 +188,15 @@ def _kind(path: Path) -> str:
         raise DatasetError(f"{path} is compressed; unpack it first, as with {cure}")
     if suffix in (".jsonl", ".ndjson"):
         return "jsonl"
-    if suffix == ".json" or (suffix not in TABLES and text[:1] in (b"{", b"[")):
-        return "jsonl" if text[:1] == b"{" and is_json_lines(path) else "json"
+    if suffix == ".json" or (suffix not in TABLES and text[:1] in ("{", "[")):
+        return "jsonl" if is_json_lines(path) else "json"
     if suffix in (".csv", ".tsv"):
         return suffix[1:]
-    line = text.partition(b"\n")[0]
-    if suffix == ".token" or re.match(rb"[^\t]+#\d+\t", line):
+    line = text.partition("\n")[0]
+    if suffix == ".token" or re.match(r"[^\t]+#\d+\t", line):
         return "flickr tokens"
-    if suffix == ".txt" and re.search(rb"[,\t;|]", line):  # Kaggle's Flickr8k has a CSV in captions.txt
-        return "tsv" if b"\t" in line else "csv"
+    if suffix == ".txt" and re.search(r"[,\t;|]", line):  # Kaggle's Flickr8k has a CSV in captions.txt
+        return "tsv" if "\t" in line else "csv"
     raise DatasetError(f"{path} is none of the datasets that qf reads; give {EXPECTED}")
 
 
