@@ -2,21 +2,27 @@
 
 The only file that knows terminals. Heavy imports stay inside the command that needs them."""
 
+from .pipeline.interrupts import EXIT_CODE, INTERRUPTED, interrupt, leave, take_signals
+
+take_signals(leave)  # while the imports below go on, which take a moment
+
+import atexit
 import contextlib
-import errno
 import inspect
 import io
 import json
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
+from typer.exceptions import TyperException
 
 from .pipeline.artifacts import has_manifest
 from .pipeline.config import (
@@ -30,11 +36,13 @@ from .pipeline.config import (
     WorkspaceOptions,
 )
 from .pipeline.errors import QfError, UsageError
-from .pipeline.formatting import duration
+from .pipeline.failures import explanation, lost_peer
+from .pipeline.formatting import duration, plain, plain_lines
 from .pipeline.options import OPTION, Panel
 from .pipeline.workspace import Workspace
 from .retrieval.config import DemoOptions, EvalOptions, ExplainOptions, RunOptions, SearchOptions
 from .trainer.config import ExportOptions, Stage1Config, TrainOptions
+from .trainer.distributed.place import LAUNCHER, LOST
 from .trainer.runs.panel import Pace, TrainingPanel, losses_of, recalls_of
 
 if TYPE_CHECKING:
@@ -65,12 +73,17 @@ def command(body: Callable[..., None]) -> Callable[..., None]:
     parameters += [parameter for _, parameter in sorted(options, key=lambda ranked: ranked[0])]
 
     def called(**given: Any) -> None:
+        for name, value in given.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise typer.BadParameter(f"--{name.replace('_', '-')} {value}: give a number")
         for name, bundle in bundles.items():
             given[name] = bundle(**{f.name: given.pop(f.name) for f in fields(bundle) if f.name in given})
         try:
             body(**given)
         except UsageError as error:
             raise typer.BadParameter(str(error)) from error
+        except BrokenPipeError:  # typer would make it exit code 1
+            stop_printing()
 
     called.__doc__, called.__signature__ = body.__doc__, inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -118,16 +131,16 @@ def common(
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 
-Source = Annotated[
-    str,
+Sources = Annotated[
+    list[str],
     typer.Argument(
-        help="CSV, TSV, JSON lines, Parquet, COCO or Karpathy JSON, Flickr8k tokens, WebDataset tars, "
-        "a folder of these or of images; a quoted pattern such as 'data/{00000..00031}.tar'."
+        help="CSV, TSV, JSON lines, Parquet, COCO or Karpathy JSON, Flickr8k tokens, WebDataset tars, a folder of these or of "
+        "images; several files of one kind, or a pattern such as 'data/{00000..00031}.tar'."
     ),
 ]
-Query = Annotated[str | None, typer.Argument(help="What to look for, in words.")]
+Query = Annotated[list[str] | None, typer.Argument(help="What to look for, in words.")]
 Picture = Annotated[str, typer.Argument(help="A picture: a file, or a key of the features.")]
-Caption = Annotated[str, typer.Argument(help="What the picture may show, in words.")]
+Caption = Annotated[list[str], typer.Argument(help="What the picture may show, in words.")]
 Artifact = Annotated[
     Path | None,
     typer.Argument(help="A features folder, a run, an index, or a workspace; all of --workspace unless given."),
@@ -152,7 +165,7 @@ def demo(options: DemoOptions, on: ComputeOptions, output: OutputOptions) -> Non
 
 @command
 def extract(
-    source: Source,
+    source: Sources,
     encoder: EncoderOptions,
     read: ReadOptions,
     options: ExtractOptions,
@@ -165,7 +178,8 @@ def extract(
 
     folder = Workspace(at.workspace).features
     with Display(output.quiet) as display:
-        result = extract_source(source, folder, encoder, read, options, on, display.say, display.extracting)
+        given: Any = source[0] if len(source) == 1 else source
+        result = extract_source(given, folder, encoder, read, options, on, display.say, display.extracting)
     emit(result, output)
 
 
@@ -175,15 +189,18 @@ def train(
 ) -> None:
     """Train a Q-Former on the cached features, then index them. The same command again resumes an interrupted run."""
     config.check()
-    from .trainer.distributed.launch import launch, launched, rank
+    from .trainer.distributed.launch import launch
+    from .trainer.distributed.place import place
 
-    if options.nproc > 1 and not launched():
+    here = place()
+    if options.nproc > 1 and here.count == 1:
         raise typer.Exit(launch(sys.argv[1:], options.nproc))
+    here.end_with_launcher()
     from .retrieval.journey import train_and_index
 
-    with Display(output.quiet or rank() > 0) as display:
+    with Display(output.quiet or here.rank > 0) as display:
         result = train_and_index(Workspace(at.workspace), options, config, on, display.say, display.training)
-    if rank() == 0:
+    if here.rank == 0:
         emit(result, output)
 
 
@@ -202,18 +219,19 @@ def search(
     options: SearchOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions, query: Query = None
 ) -> None:
     """Find pictures for a text, or pictures or captions for a picture."""
-    options.check(query)
+    text = " ".join(query) if query else None
+    options.check(text)
     from .retrieval.searcher import open_searcher
 
-    hits = open_searcher(Workspace(at.workspace), on).search(query, options)
+    hits = open_searcher(Workspace(at.workspace), on).search(text, options)
     for hit in hits:
         emit(hit, output, indent=None)
     if options.sheet is not None:
         from .retrieval.sheet import contact_sheet
 
-        contact_sheet([(options.title(query), hits)], options.sheet)
+        contact_sheet([(options.title(text), hits)], options.sheet)
         if not output.json:
-            print(f"contact sheet: {options.sheet}")
+            print(plain(f"contact sheet: {options.sheet}"))
 
 
 @command
@@ -231,7 +249,8 @@ def explain(
     from .retrieval.journey import explain_picture
 
     with Display(output.quiet) as display:
-        result = explain_picture(Workspace(at.workspace), image, caption, options, run.run, on, display.say)
+        text = " ".join(caption)
+        result = explain_picture(Workspace(at.workspace), image, text, options, run.run, on, display.say)
     emit(result, output)
 
 
@@ -287,15 +306,13 @@ def export(run: RunArgument, out: Out, options: ExportOptions, at: WorkspaceOpti
 
 def emit(result: "Result", output: OutputOptions, indent: int | None = 2) -> None:
     """Print a result on stdout: as JSON, or as text for people."""
-    print(json.dumps(result.to_json(), indent=indent, ensure_ascii=False) if output.json else result)
+    print(json.dumps(result.to_json(), indent=indent) if output.json else plain_lines(str(result)))
 
 
 def emit_each(results: "Mapping[Path, Result]", output: OutputOptions) -> None:
     """Print the results of several artifacts; as JSON one object, keyed by path where there are several."""
     if output.json and len(results) > 1:
-        print(
-            json.dumps({str(path): result.to_json() for path, result in results.items()}, indent=2, ensure_ascii=False)
-        )
+        print(json.dumps({str(path): result.to_json() for path, result in results.items()}, indent=2))
         return
     for result in results.values():
         emit(result, output)
@@ -338,9 +355,9 @@ class Display:
                 settled, self.shown = self.shown, None
                 self.live.refresh()  # or it would be drawn once more, below
                 self.live.console.print(settled)
-            self.live.console.print(text, highlight=False)
+            self.live.console.print(plain(text), highlight=False, markup=False, emoji=False)
         elif not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(plain(text), file=sys.stderr, flush=True)
 
     def _line(self, what: str, done: int, total: int, note: str) -> None:
         """Print a plain line, ten seconds after the last one at the earliest."""
@@ -384,41 +401,37 @@ class Display:
 
 @contextlib.contextmanager
 def one_line_errors(debug: bool) -> Iterator[None]:
-    """Failures that qf understands: one line on stderr, exit code 1; 130 when interrupted."""
+    """Failures that qf understands: one line on stderr, exit code 1, or 2 for wrong usage; 130 when interrupted."""
     try:
         yield
-    except QfError as error:
-        if debug:
+    except TyperException as error:
+        command_path = getattr(getattr(error, "ctx", None), "command_path", "qf")
+        if error.message:  # the help that `qf` alone prints has none
+            print(plain(f"qf: error: {error.format_message()} (see `{command_path} --help`)"), file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:
+        stop_printing()
+    except Exception as error:
+        line = str(error) if isinstance(error, QfError) else explanation(error)
+        if debug or line is None:
             raise
-        fail(str(error))
-    except OSError as error:
-        if debug:
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            fail("the disk is full; free some space or choose another --workspace, then run the same command to go on")
-        if error.errno is None or error.filename is None:
-            raise
-        fail(f"{error.filename}: {(error.strerror or '').lower()}; check the path and its permissions")
-    except RuntimeError as error:
-        if debug or type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported for its name
-            raise
-        fail("the device is out of memory; use a smaller --batch-size where there is one, or --device cpu")
-    except SystemExit as error:
-        if error.code == 130:  # typer turns an interrupt into this
-            print("qf: interrupted; run the same command to go on", file=sys.stderr)
-        raise
+        if lost_peer(error) and os.environ.get(LAUNCHER):  # the launcher tells which process failed, and why
+            raise SystemExit(LOST) from None
+        print(f"qf: error: {plain(line)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def stop_printing() -> NoReturn:
+    """End quietly because nobody reads the output any more, as in `qf search … | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more
+    raise SystemExit(141) from None
 
 
 class StderrHandler(logging.Handler):
     """Prints the library's warnings on stderr, wherever it leads now: a live display redirects it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"qf: {record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
-
-
-def fail(message: str) -> None:
-    print(f"qf: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(1) from None
+        print(f"qf: {record.levelname.lower()}: {plain(record.getMessage())}", file=sys.stderr)
 
 
 def main() -> None:
@@ -428,12 +441,24 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # spinning for long took ten times as long
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or PyTorch says what it thinks of parameters without use
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # for letters that the terminal's encoding lacks
     logging.getLogger("qf").handlers = [StderrHandler()]
-    debug = "--debug" in sys.argv  # anywhere, and no option of a command
-    with one_line_errors(debug):
-        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+    arguments, debug = sys.argv[1:], "--debug" in sys.argv  # anywhere, and no option of a command
+    take_signals(interrupt)
+    try:
+        with one_line_errors(debug):
+            code = app([one for one in arguments if one != "--debug"], prog_name="qf", standalone_mode=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = EXIT_CODE
+    finally:
+        atexit.register(take_signals, leave)  # while Python ends, nothing catches an exception
+    if code == EXIT_CODE and LAUNCHER not in os.environ:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(INTERRUPTED, file=sys.stderr)
+    sys.exit(code)
 
 
+take_signals(interrupt)
 if __name__ == "__main__":
     main()

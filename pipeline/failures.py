@@ -21,6 +21,7 @@ NO_DEVICE_MEMORY = "the device is out of memory; use a smaller --batch-size wher
 NO_THREADS = (
     "the system allows no more threads; use fewer --workers where there are some, or raise the limit with `ulimit -u`"
 )
+LOST_PEER = "another of the processes that train together has ended; run the same command to resume"
 TOO_DEEP = "the input is nested too deeply to be read; flatten it"
 ALLOCATION = ("can't allocate memory", "not enough memory", "bad_alloc", "Unable to allocate", "Invalid buffer size",
               "Storage size calculation overflowed")  # fmt: skip
@@ -34,6 +35,14 @@ def out_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION))
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error of PyTorch means that another of the processes that train together is gone."""
+    if not isinstance(error, RuntimeError):
+        return False
+    named = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return named or any(words in str(error) for words in ("gloo", "Connection closed by peer", "NCCL"))
+
+
 def explanation(error: BaseException) -> str | None:
     """A line that tells what failed and what to do. None for anything else, which is a defect of qf."""
     if type(error).__name__ == "OutOfMemoryError":
@@ -44,6 +53,8 @@ def explanation(error: BaseException) -> str | None:
         return TOO_DEEP
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return NO_THREADS
+    if lost_peer(error):
+        return LOST_PEER
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

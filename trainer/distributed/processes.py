@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...pipeline.device import resolve_device
+from ...pipeline.errors import TrainingError
+from .place import place
 
 TIMEOUT = timedelta(hours=12)  # for the other ranks, which wait while rank 0 validates and writes
 
@@ -25,15 +27,24 @@ class Processes:
 
     @classmethod
     def join(cls, device: torch.device) -> tuple["Processes", torch.device]:
-        """Connect to the other processes. Returns the group and this process's device: on CUDA the GPU of its local rank."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1:
+        """Connect to the other processes. Returns the group and this process's device: on CUDA the GPU of its local rank.
+
+        TrainingError if the environment is incomplete, or if the other processes are not there."""
+        here = place()
+        if here.count == 1:
             return ALONE, device
         if device.type == "cuda":
-            device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+            device = resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        processes = cls(dist.get_rank(), count)
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        except (ValueError, RuntimeError) as error:
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise TrainingError(
+                f"process {here.rank} cannot connect to the others at {address}; start them all at once with the same "
+                "MASTER_ADDR and MASTER_PORT, or use `qf train --nproc N`"
+            ) from error
+        processes = cls(here.rank, here.count)
         if not processes.first:  # rank 0 logs for all
             logging.getLogger("qf").setLevel(logging.ERROR)
         return processes, device
