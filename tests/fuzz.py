@@ -171,7 +171,10 @@ def fuzz_artifact(base: Path, pictures: Path, encoder: str, rng: random.Random) 
         files = sorted(path for path in work.rglob("*") if path.is_file())
         weights = [1 / sum(path.parent == other.parent for other in files) for path in files]
         path = rng.choices(files, weights)[0]
+        before = path.read_bytes()
         how = damage(path, rng)
+        if path.exists() and path.read_bytes() == before:
+            how = "nothing"
         part = "part" in path.relative_to(work).parts
         about = f"{path.relative_to(work)} ({how})"
         if how in ("byte", "cut", "gone", "noise") and not part and not (how == "gone" and path.name == CHECKED):

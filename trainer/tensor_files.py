@@ -16,7 +16,7 @@ from ..pipeline.errors import ArtifactError
 from ..pipeline.files import atomic_file
 
 ZEROS = "0" * 64  # in place of the checksum while it is computed
-CHECKSUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')  # in the header, as safetensors writes it
+CHECKSUM = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')  # in the JSON value, which is a text in the header's JSON
 MAX_HEADER = 10**8  # bytes, as safetensors itself allows
 
 
@@ -38,14 +38,14 @@ def check_tensors(path: Path) -> None:
     with open(path, "rb") as file:
         length = file.read(8)
         header = file.read(min(int.from_bytes(length, "little"), MAX_HEADER))
-        found = list(CHECKSUM.finditer(header))
+        found = CHECKSUM.search(header)
         digest = hashlib.sha256(length)
         if found:
-            start, stop = found[-1].span(1)
+            start, stop = found.span(1)
             digest.update(header[:start] + ZEROS.encode() + header[stop:])
         while part := file.read(2**20):
             digest.update(part)
-    if not found or digest.hexdigest().encode() != found[-1][1]:
+    if not found or digest.hexdigest().encode() != found[1]:
         raise ArtifactError(f"{path} is damaged: it is not what its checksum says")
 
 
@@ -67,6 +67,7 @@ def read_info(path: Path) -> dict[str, Any]:
     with open_tensors(path) as file:
         try:
             info = json.loads(file.metadata()["info"])
+            del info["sha256"]
         except (KeyError, TypeError, ValueError, RecursionError):
             info = None
     if not isinstance(info, dict):
