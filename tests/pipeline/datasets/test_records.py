@@ -83,8 +83,8 @@ def test_imagefolder_with_a_folder_a_split(tmp_path):
         write(tmp_path / split / "metadata.csv", {"file_name": ["a.jpg"], "text": ["x"]})
     records = read(tmp_path).records
     assert [(r.key, r.split, r.source) for r in records] == [
-        ("train/a.jpg", "train", ImageFile(str(tmp_path / "train"), "a.jpg")),
-        ("validation/a.jpg", "val", ImageFile(str(tmp_path / "validation"), "a.jpg")),
+        ("train/a.jpg", "train", ImageFile(str(tmp_path / "train"), "a.jpg", "names")),
+        ("validation/a.jpg", "val", ImageFile(str(tmp_path / "validation"), "a.jpg", "names")),
     ]
 
 
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_said(tmp_path, rows, message):
 def test_wrong_sources(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         read(tmp_path / "nothing.csv")
-    with pytest.raises(DatasetError, match=r"holds no captions: expected metadata.csv"):
+    with pytest.raises(DatasetError, match=r"holds no captions \(qf needs one: .*such as metadata.csv; seen: no file"):
         read(tmp_path)
     (tmp_path / "a.docx").write_bytes(b"x")
     with pytest.raises(DatasetError, match="none of the datasets"):
