@@ -37,7 +37,7 @@ from .pipeline.config import (
 )
 from .pipeline.errors import QfError, UsageError
 from .pipeline.failures import explanation, lost_peer
-from .pipeline.formatting import duration, plain, plain_lines
+from .pipeline.formatting import duration, encodable, plain, plain_lines
 from .pipeline.options import OPTION, Panel
 from .pipeline.workspace import Workspace
 from .retrieval.config import DemoOptions, EvalOptions, ExplainOptions, RunOptions, SearchOptions
@@ -152,6 +152,11 @@ Out = Annotated[
 ]
 
 
+def words(arguments: list[str]) -> str:
+    """A text from the command line, quoted or not."""
+    return encodable(" ".join(arguments))
+
+
 @command
 def demo(options: DemoOptions, on: ComputeOptions, output: OutputOptions) -> None:
     """Take the whole journey on the built-in sample, offline: extract, train, index, evaluate, search."""
@@ -219,7 +224,7 @@ def search(
     options: SearchOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions, query: Query = None
 ) -> None:
     """Find pictures for a text, or pictures or captions for a picture."""
-    text = " ".join(query) if query else None
+    text = words(query) if query else None
     options.check(text)
     from .retrieval.searcher import open_searcher
 
@@ -249,7 +254,7 @@ def explain(
     from .retrieval.journey import explain_picture
 
     with Display(output.quiet) as display:
-        text = " ".join(caption)
+        text = words(caption)
         result = explain_picture(Workspace(at.workspace), image, text, options, run.run, on, display.say)
     emit(result, output)
 

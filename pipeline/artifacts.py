@@ -98,12 +98,24 @@ def read_sealed(path: Path, fields: type, cure: str) -> dict[str, Any]:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether `path` holds JSON that qf sealed."""
+    """Whether `path` holds JSON that qf sealed, and nothing has changed since."""
     try:
         read_sealed(path, dict, "")
     except (OSError, ArtifactError):
         return False
     return True
+
+
+def bears_seal(path: Path) -> bool:
+    """Whether qf sealed the file, even if it has changed since."""
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 128))
+            return f'"{CHECKSUM}": "'.encode() in file.read(128)
+    except (OSError, ValueError):
+        return False
 
 
 # ---- manifests -------------------------------------------------------------------------------------------------------
@@ -115,8 +127,8 @@ def has_manifest(folder: Path) -> bool:
 
 
 def is_artifact(folder: Path) -> bool:
-    """Whether `folder` holds an artifact that qf made."""
-    return is_sealed(folder / MANIFEST)
+    """Whether `folder` holds an artifact that qf made, even if it is damaged."""
+    return bears_seal(folder / MANIFEST)
 
 
 def write_manifest(folder: Path, kind: Kind, content: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from ..pipeline.encoders.preprocessing import Preprocessing
 from ..pipeline.errors import EncoderError, QfError
 from ..pipeline.features.codecs import decode
 from ..pipeline.features.reader import Features
+from ..pipeline.formatting import printable
 from ..pipeline.images import load_image
 from ..pipeline.results import Result
 from ..trainer.qformer import ImageEncoding, QFormer
@@ -134,7 +135,7 @@ def cached_picture(features: Features, key: str) -> Picture:
     """The picture of that key in the features: the tokens that training sees, and its thumbnail as pixels.
 
     QfError if there is none."""
-    row = pc.index(features.table.column("key"), key).as_py()
+    row = pc.index(features.table.column("key"), printable(key)).as_py()
     if row < 0:
         raise QfError(f"{key} is neither a file nor a key of {features.folder}; name a picture")
     thumbnail = features.table.column("thumbnail")[row].as_py()

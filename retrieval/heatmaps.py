@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..pipeline.files import atomic_file
+from ..pipeline.formatting import plain
 from .explain import Explanation
 
 # inches
@@ -43,7 +44,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
     """Draw the picture, the attention of the query that answers, and the evidence for a match; below, every query's attention."""
     e = explanation
     aspect = e.pixels.shape[1] / e.pixels.shape[2]
-    caption = textwrap.wrap(" ".join(e.caption.split()), LETTERS, max_lines=LINES, placeholder=" …")
+    caption = textwrap.wrap(plain(e.caption), LETTERS, max_lines=LINES, placeholder=" …")
     panel = (WIDTH - 2 * MARGIN - (PANELS - 1) * GAP) / PANELS
     tile = (WIDTH - 2 * MARGIN - (TILES - 1) * GAP / 2) / TILES
     panels_top = MARGIN + len(caption) * LINE + SCORES + TITLE
@@ -53,7 +54,7 @@ def draw_explanation(explanation: Explanation, path: Path) -> None:
 
     page.text(MARGIN, MARGIN, "\n".join(caption), fontsize=15, fontweight="bold", linespacing=1.3)
     scores = f"ITC {e.scores.max():.3f} by query {e.query}      ITM probability {e.probability:.1%}"
-    name = e.picture if len(e.picture) <= NAME else "…" + e.picture[1 - NAME :]
+    name = plain(e.picture, NAME)
     page.text(MARGIN, MARGIN + len(caption) * LINE + 0.08, f"{scores}      {name}", fontsize=10, color=FAINT)
 
     def place(number: int, title: str) -> Axes:

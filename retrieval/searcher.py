@@ -13,6 +13,7 @@ from ..pipeline.config import ComputeOptions
 from ..pipeline.device import resolve_device
 from ..pipeline.errors import QfError
 from ..pipeline.features.reader import Features
+from ..pipeline.formatting import PART, plain
 from ..pipeline.results import Result
 from ..pipeline.workspace import Workspace
 from .config import SearchOptions
@@ -47,7 +48,7 @@ class Hit(Result):
     def __str__(self) -> str:
         parts = f"  (itc {self.itc:.3f}, itm {self.itm:.3f})" if self.itm is not None else ""
         caption = self.captions[0] if self.captions else ""
-        return f"{self.rank:3d}  {self.score:7.3f}{parts}  {self.image}  {caption}"
+        return f"{self.rank:3d}  {self.score:7.3f}{parts}  {plain(self.image, PART)}  {plain(caption, PART)}"
 
 
 class Searcher:

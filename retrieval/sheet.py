@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..pipeline.files import atomic_file
+from ..pipeline.formatting import plain
 from .searcher import Hit
 
 TILE, GAP, HEAD, FOOT = 160, 12, 30, 64
@@ -56,7 +57,7 @@ def _paste(sheet: Image.Image, jpeg: bytes, x: int, y: int) -> None:
 
 def _lines(text: str, width: int, count: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     """The text in at most `count` lines of that width. Lines break between words; a longer text ends in an ellipsis."""
-    rest = " ".join(text[: 4 * width].split())
+    rest = plain(text, 4 * width)
 
     def fitting(end: str = "") -> int:
         """How many letters of the rest fit in a line that ends with `end`."""

@@ -49,11 +49,14 @@ def read_tokenizer(folder: Path) -> str | None:
         settings = folder / "tokenizer_config.json"
         lowercase = not settings.is_file() or json.loads(settings.read_bytes()).get("do_lower_case", True)
         if len(set(words)) < len(words):
-            raise ValueError("vocab.txt repeats a line")
+            raise ArtifactError(f"the tokenizer in {folder} cannot be read: vocab.txt repeats a line; copy it again")
         text: str = wordpiece({word: number for number, word in enumerate(words)}, lowercase).to_str()
         return text
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise ArtifactError(
+            f"the tokenizer in {folder} cannot be read: its vocab.txt, tokenizer.json or tokenizer_config.json is damaged; copy "
+            "it again from the model's page"
+        ) from error
 
 
 class Tokens:
@@ -112,15 +115,17 @@ class Tokens:
         except ArtifactError:
             raise
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise ArtifactError(f"{name} cannot be read as a tokenizer: {error}") from error
+            raise ArtifactError(f"{name} cannot be read as a tokenizer; copy its tokenizer.json again") from error
 
     @classmethod
     def load(cls, file: Path) -> "Tokens":
         """From a tokenizer.json. ArtifactError if it cannot be read."""
         try:
             return cls.parse(file.read_text(encoding="utf-8"), file)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{file} cannot be read as a tokenizer: {error}") from error
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{file} cannot be read as a tokenizer: there is no such file") from error
+        except ValueError as error:
+            raise ArtifactError(f"{file} cannot be read as a tokenizer: it is not UTF-8; copy it again") from error
 
     def save(self, file: Path) -> None:
         """Write a tokenizer.json, atomically."""

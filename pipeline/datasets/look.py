@@ -3,25 +3,21 @@
 Hidden files are passed over, and every folder that qf wrote. Links are followed, but no folder is entered twice. Nothing is
 opened but regular files. Memory: the names in one folder at a time, and the names of tables, tars and shards."""
 
-import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import LOCK, MANIFEST
+from ..artifacts import MANIFEST, bears_seal
 from ..errors import DatasetError
 from ..formatting import counted, printable
 from .records import IMAGE_SUFFIXES
 
 MAX_DEPTH = 64  # folders in each other
-MAX_MANIFEST = 2**26  # bytes of a manifest that is looked into
 MAX_LISTED = 10_000  # tables, JSON files and texts that are kept, each
-OWN_KINDS = ("features", "run", "index")
 PLAN, CONFIG = "plan.json", "config.json"  # of unfinished features, of a run
 OWN_FOLDERS = re.compile(r"features|runs|index|demo|sample-\d+")  # in a workspace
 JSON_SUFFIXES = (".json", ".JSON")  # of files beside an image
@@ -238,24 +234,7 @@ def _holds(entry: Any, question: Any) -> bool:
 
 def is_own(folder: str) -> bool:
     """Whether qf wrote a folder: features, a run or an index, also an unfinished one."""
-    if os.path.isfile(os.path.join(folder, LOCK)):
-        return any(os.path.isfile(os.path.join(folder, name)) for name in (MANIFEST, PLAN, CONFIG))
-    manifest = _json(os.path.join(folder, MANIFEST))
-    if manifest is not None:
-        return manifest.get("kind") in OWN_KINDS and "version" in manifest
-    plan = _json(os.path.join(folder, PLAN))
-    return plan is not None and {"encoder", "codec", "shard_size"} <= plan.keys()
-
-
-def _json(path: str) -> dict[str, Any] | None:
-    """The object in a small JSON file, or None."""
-    try:
-        if not stat.S_ISREG((at := os.stat(path)).st_mode) or at.st_size > MAX_MANIFEST:
-            return None
-        value = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+    return any(bears_seal(Path(folder, name)) for name in (MANIFEST, PLAN, CONFIG))
 
 
 def _is_workspace(folder: str) -> bool:

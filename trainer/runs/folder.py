@@ -116,8 +116,9 @@ def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
         if changed:
             if changed.startswith("features "):
                 changed = "the features have changed"
+            onward = f" (add --init {folder.name} to go on from its weights)" if has_manifest(folder) else ""
             raise ArtifactError(
-                f"run {folder} was made with other settings: {changed}; choose another --name, or replace it with --overwrite"
+                f"run {folder} was made with other settings: {changed}; choose another --name{onward}, or replace it with --overwrite"
             )
     return has_manifest(folder)
 

@@ -4,13 +4,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from ...pipeline.errors import ArtifactError, first_line
+from ...pipeline.errors import ArtifactError
+from ...pipeline.failures import out_of_memory
+from ...pipeline.lfs import CURE, is_lfs_pointer
+from ..tensor_files import open_tensors
 
 # (their prefix, our prefix): the first that a key starts with renames it; ATTENTION then renames `self` where they use it
 LAVIS = (
@@ -45,6 +48,7 @@ PARTS = {  # parts of a Q-Former, by our key names
 }
 HEADS = ("image projection", "text projection", "matching head", "language head", "temperature")
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+PICKLED = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how a .pth begins: a zip file, or a bare pickle
 ROW_A_WORD = (WORD_EMBEDDINGS, "cls.predictions.bias")  # tensors with a row for each word of the vocabulary
 
 
@@ -69,6 +73,8 @@ class KeyNames:
 
 
 RUN_NAMES = KeyNames()
+# the projections to a language model and the model itself, which a BLIP-2 has from stage 2 on
+STAGE_2 = re.compile(r"^(opt|t5|llm|language)_(proj|projection|model)\.")
 LAVIS_NAMES = KeyNames(LAVIS, True, re.compile(r"^visual_encoder\.|position_ids$|cls\.predictions\.decoder\."))
 HUGGINGFACE_NAMES = KeyNames(
     HUGGINGFACE,
@@ -115,15 +121,29 @@ def load_tensors(path: Path, foreign: re.Pattern[str] = RUN_NAMES.foreign) -> di
     """The tensors of a .safetensors file by name, without those whose name matches `foreign`; or all of a .pth file.
 
     A .pth is a pickle: nothing in it is executed. ArtifactError if the file does not exist or cannot be read."""
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist")
+    if is_lfs_pointer(path):
+        raise ArtifactError(f"{path} {CURE}")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
+            with open_tensors(path) as file:
                 return {key: file.get_tensor(key) for key in file.keys() if not foreign.search(key)}  # noqa: SIM118
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist") from error
+    except (OSError, MemoryError, ArtifactError):
+        raise
     except Exception as error:  # torch.load raises errors of many kinds
-        raise ArtifactError(f"{path} cannot be read as weights: {first_line(error)}") from error
+        if out_of_memory(error):
+            raise
+        if isinstance(error, UnpicklingError) and path.read_bytes()[:2] in PICKLED:
+            problem = "it holds pickled objects besides tensors, and qf executes no pickle; save its state_dict as .safetensors"
+        else:
+            problem = "it is no checkpoint of PyTorch, or damaged; give a LAVIS .pth, a .safetensors, or a folder"
+        raise _unreadable(path, problem) from error
     if not isinstance(state, dict):
-        raise ArtifactError(f"{path} cannot be read as weights: it holds a {type(state).__name__}")
+        raise _unreadable(path, f"it holds a {type(state).__name__}")
     return state
+
+
+def _unreadable(path: Path, problem: str) -> ArtifactError:
+    return ArtifactError(f"{path} cannot be read as weights: {problem}")

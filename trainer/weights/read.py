@@ -5,15 +5,17 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from safetensors import safe_open
+from msgspec import convert
 from torch import Tensor, nn
 
 from ...pipeline.artifacts import check_files, has_manifest, read_manifest, remember
-from ...pipeline.encoders.identity import encoder_folder
-from ...pipeline.errors import ArtifactError, EncoderError, first_line
-from ..manifest import RUN, WEIGHTS
+from ...pipeline.encoders.identity import encoder_folder, origin, pointer_in
+from ...pipeline.errors import ArtifactError, EncoderError
+from ...pipeline.lfs import CURE
+from ..manifest import RUN, WEIGHTS, ModelSizes
+from ..tensor_files import open_tensors
 from ..tokens import Tokens, read_tokenizer
 from .names import (
     BERT_NAMES,
@@ -24,6 +26,7 @@ from .names import (
     ROW_A_WORD,
     RUN_NAMES,
     STAGE1_HEADS,
+    STAGE_2,
     WORD_EMBEDDINGS,
     KeyNames,
     Weights,
@@ -31,6 +34,13 @@ from .names import (
 )
 
 log = logging.getLogger(__name__)
+
+
+class Exported(TypedDict, total=False):
+    """The metadata that `qf export` writes beside tensors."""
+
+    model: ModelSizes
+    tokenizer: str
 
 
 def read_weights(name: str, num_attention_heads: int | None = None) -> Weights:
@@ -49,6 +59,8 @@ def read_weights(name: str, num_attention_heads: int | None = None) -> Weights:
                 f"{name}: no such weights; give a run, a BLIP-2 or BERT folder or Hugging Face id that can be fetched, or a "
                 "LAVIS .pth or .safetensors"
             ) from error
+    if pointer := pointer_in(path):
+        raise ArtifactError(f"{pointer} {CURE}")
     if has_manifest(path):
         return _from_run(path)
     if (path / "config.json").is_file():
@@ -111,6 +123,11 @@ def _from_run(folder: Path) -> Weights:
 def _from_lavis(path: Path, heads: int | None) -> Weights:
     tensors: Any = load_tensors(path, LAVIS_NAMES.foreign)
     tensors = tensors.get("model", tensors)  # a checkpoint of LAVIS itself is {"model": …}
+    if isinstance(tensors, dict) and any(STAGE_2.search(str(key)) for key in tensors):
+        raise ArtifactError(
+            f"{path} is a BLIP-2 checkpoint of stage 2, which has a language model and no heads for stage 1; give LAVIS's "
+            "stage-1 weights (blip2_pretrained.pth), or the folder of a Hugging Face BLIP-2"
+        )
     if not isinstance(tensors, dict) or not any(str(key).startswith("Qformer.") for key in tensors):
         raise ArtifactError(
             f"{path} holds no BLIP-2 stage-1 weights under LAVIS's names; for a run or a Hugging Face model give the folder"
@@ -163,8 +180,12 @@ def _from_huggingface(name: str, folder: Path) -> Weights:
 
     try:
         config = Blip2Config.from_pretrained(folder)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # transformers raises errors of many kinds
-        raise ArtifactError(f"{folder / 'config.json'} cannot be read: {first_line(error)}") from error
+        raise ArtifactError(
+            f"{folder / 'config.json'} cannot be read as that of a BLIP-2; copy it again from {origin(folder)}"
+        ) from error
     qformer = config.qformer_config
     _check_activation(name, qformer.hidden_act)
     state, unexpected = _renamed(_load_folder(folder, HUGGINGFACE_NAMES.foreign), HUGGINGFACE_NAMES)
@@ -255,22 +276,23 @@ def _info(path: Path) -> dict[str, Any]:
     """The metadata {model, tokenizer} that `qf export` writes beside the tensors; {} in any other file."""
     if path.suffix != ".safetensors":
         return {}
-    with safe_open(path, "pt") as file:
+    with open_tensors(path) as file:
         text = (file.metadata() or {}).get("qf", "{}")
     try:
-        info = json.loads(text)
-    except ValueError:
-        info = None
-    if not isinstance(info, dict):
-        raise ArtifactError(f"{path} cannot be read as weights: the metadata of `qf export` in it is damaged")
-    return info
+        return convert(json.loads(text), Exported)
+    except (ValueError, RecursionError) as error:  # msgspec's ValidationError is a ValueError
+        raise ArtifactError(
+            f"{path} cannot be read as weights: the metadata of `qf export` in it is damaged"
+        ) from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read: it is not JSON; copy it again from {origin(path.parent)}"
+        ) from error
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} is not a JSON object")
     return value

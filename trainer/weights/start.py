@@ -7,6 +7,7 @@ from typing import Any
 from ...pipeline.encoders.identity import encoder_folder
 from ...pipeline.errors import EncoderError, TrainingError
 from ...pipeline.features.reader import Features
+from ...pipeline.lfs import CURE, is_lfs_pointer
 from ..config import PRESETS, QFormerConfig, Stage1Config
 from ..tokens import Tokens, read_tokenizer
 from .names import Weights
@@ -98,6 +99,8 @@ def find_tokens(config: Stage1Config, weights: Weights | None, captions: list[st
 def _fetched(name: str) -> str:
     """The text of a tokenizer.json, from a file, a folder or a Hugging Face id. TrainingError if there is none."""
     try:
+        if is_lfs_pointer(name):
+            raise TrainingError(f"--tokenizer {name} {CURE}")
         if Path(name).is_file():
             return Path(name).read_text(encoding="utf-8")
         text = read_tokenizer(encoder_folder(name, ("*.json", "*.txt")))

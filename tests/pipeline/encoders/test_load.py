@@ -258,6 +258,8 @@ def test_what_is_no_encoder_says_so(clip_folder, tmp_path):
 
 TALL = {**SQUARE, "size": {"height": 64, "width": 32}}
 WIDE = {"model_type": "clip", "vision_config": {**VISION, "hidden_size": 64}}
+SHARDS = '{"weight_map": {"a": "model.safetensors", "b": "model-00002-of-2.safetensors"}}'
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 300\n"
 BROKEN = {  # files of a CLIP folder replaced (None: taken away), and what the error says
     "another kind": ({"config.json": '{"model_type": "gpt2"}'}, "of type 'gpt2'; qf takes ONNX exports and .* clip, .*dinov3_vit"),
     "text only": ({"config.json": '{"model_type": "clip_text_model"}'}, "of type 'clip_text_model'; qf takes"),
@@ -268,7 +270,15 @@ BROKEN = {  # files of a CLIP folder replaced (None: taken away), and what the e
     "no processor": ({"preprocessor_config.json": None}, r"preprocessor_config\.json cannot be read"),
     "processor broken": ({"preprocessor_config.json": "[1"}, r"preprocessor_config\.json cannot be read"),
     "another size": ({"preprocessor_config.json": json.dumps(TALL)}, "does not take the 64x32 pixels"),
-    "no weights": ({"model.safetensors": None}, r"holds no model\.safetensors"),
+    "no weights": ({"model.safetensors": None}, r"holds no model\.safetensors .*; copy it from the model's page"),
+    "pickled weights": ({"model.safetensors": None, "pytorch_model.bin": "x"}, r"qf reads no pickle such as pytorch_model\.bin"),
+    "a shard less": ({"model.safetensors.index.json": SHARDS}, r"has no model-00002-of-2\.safetensors, which model\.safetensors\.index"),
+    "pointer as weights": ({"model.safetensors": POINTER}, r"model\.safetensors is a Git LFS pointer.*git lfs pull"),
+    "pointer as tokenizer": ({"tokenizer.json": POINTER}, r"tokenizer\.json is a Git LFS pointer.*git lfs pull"),
+    "strange processor": ({"preprocessor_config.json": '{"image_processor_type": 5}'}, "5 is not an image processor"),
+    "strange kind": ({"config.json": '{"model_type": []}'}, "qf takes ONNX exports and"),
+    "deep": ({"config.json": "[" * 100_000}, r"config\.json cannot be read"),
+    "strange sizes": ({"config.json": '{"model_type": "clip", "vision_config": 3}'}, "cannot be loaded: its config.json does not"),
     "weights broken": ({"model.safetensors": b"no weights"}, "cannot be loaded"),
     "weights of another": ({"config.json": json.dumps({"model_type": "dinov2", **VISION})}, "lacks .* weights of Dinov2Model, such as"),
     "weights of another size": ({"config.json": json.dumps(WIDE)}, r"weights are not of the sizes in config\.json, such as vis"),

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
+from qf.pipeline.artifacts import locked
 from safetensors.torch import load_file
+
+LONG = ("--epochs", "400", "--checkpoint-every", "1")
 
 
 def run_train(workspace, *arguments, torchrun=()):
@@ -60,18 +62,97 @@ def test_two_processes_train_the_weights_of_one(features, tmp_path):
             assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-2)
 
 
-def test_a_killed_process_ends_the_others_and_the_run_goes_on(features, tmp_path):
-    (tmp_path / "features").symlink_to(features.folder)
-    process = run_train(tmp_path, "--nproc", "2", "--epochs", "40")
-    metrics = tmp_path / "runs" / "stage1" / "metrics.jsonl"
-    while not metrics.is_file() or not metrics.stat().st_size:
-        time.sleep(0.02)
-        assert process.poll() is None, process.stderr.read().decode()
-    children = subprocess.run(
+def children_of(process):
+    """The processes that a launcher started, in the order of their ranks."""
+    listed = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
     )
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    return sorted(map(int, listed.stdout.split()))
+
+
+def started(workspace, *arguments, **options):
+    """A long training of two processes that has a checkpoint, and the processes themselves."""
+    process = run_train(workspace, *LONG, *arguments, **options)
+    while not list((workspace / "runs").glob("stage1/checkpoints/step-*.safetensors")):
+        time.sleep(0.02)
+        assert process.poll() is None, process.stderr.read().decode()
+    return process, children_of(process)
+
+
+def alive(pid):
+    """Whether a process runs. One that has ended and that nobody waits for does not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def own_lines(err):
+    """The lines on stderr without the progress."""
+    return [line for line in err.decode().splitlines() if not line.startswith(("train ", "step ", "training on"))]
+
+
+@pytest.fixture
+def workspace(features, tmp_path):
+    (tmp_path / "features").symlink_to(features.folder)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_trains_on_when_the_launcher_ends(workspace, number):
+    process, children = started(workspace, "--nproc", "2")
+    assert len(children) == 2
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, children))
+    with locked(workspace / "runs" / "stage1"):  # the lock is free
+        pass
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert own_lines(err) == ["qf: interrupted; run the same command to go on"]
+
+
+def test_processes_end_when_torchrun_is_killed(workspace):
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    process, children = started(workspace, torchrun=torchrun)
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 20
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, children))
+
+
+def test_a_killed_process_ends_the_others_in_one_line_and_the_run_goes_on(workspace):
+    process, children = started(workspace, "--nproc", "2")
+    os.kill(children[1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "was killed by signal 9; run the same command to resume" in err.decode()
-    assert np.isfinite(finished(run_train(tmp_path, "--nproc", "2", "--epochs", "40"))["loss"])
+    assert own_lines(err) == ["qf: error: process 1 was killed by signal 9; run the same command to resume"]
+    resumed = run_train(workspace, "--nproc", "2", *LONG)
+    first = resumed.stderr.readline().decode()
+    resumed.terminate()
+    resumed.communicate(timeout=60)
+    assert resumed.returncode == 130
+    assert "of which" in first
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set and RANK is not"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set and MASTER_ADDR is not"),
+        ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "is no number"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "make no sense"),
+    ],
+)
+def test_an_environment_that_is_incomplete_is_one_line(workspace, environment, problem, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    _, err = (process := run_train(workspace)).communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = own_lines(err)
+    assert line.startswith("qf: error: ")
+    assert problem in line
+    assert "qf train --nproc N" in line

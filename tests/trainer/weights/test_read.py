@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qf.pipeline.errors import ArtifactError
 from qf.trainer.qformer import QFormer
@@ -215,6 +215,47 @@ def test_a_path_without_weights_is_refused(tmp_path, trained, clip_folder, blip2
         read_weights(str(relu))
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 300\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["w.pth", "w.safetensors", "bert/model.safetensors", "bert/tokenizer.json", "bert/config.json"]
+)
+def test_a_git_lfs_pointer_is_called_that(bert_folder, tmp_path, name):
+    shutil.copytree(bert_folder, tmp_path / "bert")
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(ArtifactError, match=r"is a Git LFS pointer.*git lfs pull"):
+        read_weights(str(tmp_path / name.split("/")[0]))
+
+
+@pytest.mark.parametrize(
+    "key", ["opt_proj.weight", "t5_proj.bias", "t5_model.shared.weight", "language_projection.weight"]
+)
+def test_a_checkpoint_of_stage_2_is_called_that(tmp_path, key):
+    state = {
+        "query_tokens": torch.zeros(1, 4, 8),
+        "Qformer.bert.encoder.layer.0.x": torch.zeros(1),
+        key: torch.zeros(2),
+    }
+    torch.save({"model": state}, tmp_path / "a.pth")
+    save_file(state, tmp_path / "b.safetensors")
+    for name in ("a.pth", "b.safetensors"):
+        with pytest.raises(ArtifactError, match="is a BLIP-2 checkpoint of stage 2.*give LAVIS's stage-1 weights"):
+            read_weights(str(tmp_path / name))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60), st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04\x95"]), st.booleans())
+def test_no_librarys_own_sentence_is_handed_on(tmp_path, rest, magic, pickled):
+    """Nor its advice to load a pickle with all that it holds."""
+    path = tmp_path / ("w.pth" if pickled else "w.safetensors")
+    path.write_bytes(magic + rest)
+    with pytest.raises(ArtifactError, match=r"cannot be read as weights: (it|the file) \w+") as caught:
+        read_weights(str(path))
+    for words in ("weights_only", "deserializ", "Header", "PytorchStreamReader", "\n"):
+        assert words not in str(caught.value)
+
+
 def test_no_pickle_is_executed(tmp_path):
     import pickle
 
@@ -223,7 +264,7 @@ def test_no_pickle_is_executed(tmp_path):
             return (open, (str(tmp_path / "sprung"), "w"))
 
     (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
-    with pytest.raises(ArtifactError, match="cannot be read as weights"):
+    with pytest.raises(ArtifactError, match="cannot be read as weights: it holds pickled objects besides tensors"):
         QFormer.from_pretrained(tmp_path / "evil.pth")
     assert not (tmp_path / "sprung").exists()
 
