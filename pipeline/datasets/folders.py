@@ -3,7 +3,6 @@ with a text or JSON beside each image (`a.jpg`, `a.txt`).
 
 Memory: the names in one folder at a time."""
 
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -11,12 +10,10 @@ from pathlib import Path
 
 from ..config import ReadOptions
 from ..formatting import printable
-from .captions import texts
 from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, split_in_path, split_of
+from .sidecars import MAX_SIDECAR, SUFFIXES, Sidecars, UnreadableSidecar, captions_of
 from .sources import ImageFile
 from .tables import TABLES, read_table, renamed
-
-MAX_SIDECAR = 2**20  # bytes of a text or JSON beside an image
 
 
 def metadata_of(folder: Path) -> list[Path]:
@@ -56,10 +53,11 @@ def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[Record]:
             problem = "its name is not UTF-8"
         else:
             try:
-                captions, named = _captions(at, os.path.splitext(name.rsplit("/", 1)[-1])[0], names, options)
-                split = named or split
-                problem = "" if captions else "no caption"
-            except (OSError, ValueError, RecursionError) as error:
+                found = _captions(at, os.path.splitext(name.rsplit("/", 1)[-1])[0], names, options)
+                captions, split = found.captions, found.split or split
+                if not captions:
+                    problem = found.lacking(()) if found.fields else "no caption"
+            except (OSError, UnreadableSidecar) as error:
                 problem = f"the text beside it cannot be read: {error}"
         yield Record(key, key, None if problem else source, tuple(captions), split_of(key, split, options), problem)
 
@@ -82,14 +80,10 @@ def _images(folder: str, below: str) -> Iterator[tuple[str, str, set[str] | None
             yield folder, below + name, names
 
 
-def _captions(folder: str, stem: str, names: set[str], options: ReadOptions) -> tuple[list[str], str | None]:
-    captions: list[str] = []
-    split = None
-    if f"{stem}.json" in names:
-        captions, split = json_captions(_sidecar(os.path.join(folder, f"{stem}.json")), options)
-    if not captions and f"{stem}.txt" in names:
-        captions = text_captions(_sidecar(os.path.join(folder, f"{stem}.txt")))
-    return captions, split
+def _captions(folder: str, stem: str, names: set[str], options: ReadOptions) -> Sidecars:
+    suffixes = (*SUFFIXES, (options.caption_column or "").lstrip("."))
+    beside = {suffix: f"{stem}.{suffix}" for suffix in suffixes if f"{stem}.{suffix}" in names}
+    return captions_of({suffix: _sidecar(os.path.join(folder, name)) for suffix, name in beside.items()}, options)
 
 
 def _sidecar(path: str) -> bytes:
@@ -99,18 +93,3 @@ def _sidecar(path: str) -> bytes:
     if len(data) > MAX_SIDECAR:
         raise OSError(f"{os.path.basename(path)} has more than {MAX_SIDECAR} bytes")
     return data
-
-
-def json_captions(data: bytes, options: ReadOptions) -> tuple[list[str], str | None]:
-    """The captions in a JSON sidecar and the split that it names: an object's `caption` or another usual name, and `split`, or
-    what --caption-column and --split-column say. ValueError if it is no JSON."""
-    value = json.loads(data)
-    fields = value if isinstance(value, dict) else {}
-    split = fields.get(options.split_column or "split")
-    captions = texts(fields.get(options.caption_column) if options.caption_column else value)
-    return captions, split if isinstance(split, str) else None
-
-
-def text_captions(data: bytes) -> list[str]:
-    """The captions in a text sidecar, one a line. UnicodeDecodeError, which is a ValueError, if it is not UTF-8."""
-    return texts(data.decode("utf-8-sig").splitlines())
