@@ -45,8 +45,8 @@ def tar_members(fd: int) -> Iterator[Member]:
             raise DamagedTar(f"truncated after {end:,} bytes" if end else "empty file")
         if closed := header == ZEROS:
             at, zeros = at + BLOCK, zeros + BLOCK
-            if zeros > MAX_ZEROS and (at := _after_hole(fd, at)) >= end:
-                return
+            if zeros > MAX_ZEROS:
+                at, zeros = _after_hole(fd, at), 0
             continue
         size = _number(header[124:136], at)
         kind = header[156:157]
@@ -81,7 +81,7 @@ def tar_members(fd: int) -> Iterator[Member]:
 
 
 def _after_hole(fd: int, at: int) -> int:
-    """The block of the next data behind a hole in a sparse file; a byte past its end if there is none. DamagedTar if `at`
+    """The block of the next data behind a hole in a sparse file; the end of the file if there is none. DamagedTar if `at`
     is in no hole."""
     try:
         found = os.lseek(fd, at, os.SEEK_DATA) // BLOCK * BLOCK

@@ -37,7 +37,8 @@ def samples(members: Iterable[Member]) -> Iterator[Sample]:
         if folder + slash + stem != name or len(group) == MAX_MEMBERS:
             last = _last_run(group) if folder + slash + stem == name else 0
             yield from _told_apart(name, group[: len(group) - last], hidden)
-            name, group, hidden = folder + slash + stem, group[len(group) - last :], 0
+            hidden = 0 if group else hidden
+            name, group = folder + slash + stem, group[len(group) - last :]
         group.append((suffix.lower(), member))
     yield from _told_apart(name, group, hidden)
 
@@ -49,9 +50,18 @@ def is_image_suffix(suffix: str) -> bool:
 
 def _last_run(group: list[Suffixed]) -> int:
     """How many members at the end share their names up to the last dot; 0 if all do."""
-    stems = [suffix.rpartition(".")[0] for suffix, _ in group]
+    stems = [_divided(suffix)[0] for suffix, _ in group]
     run = next((at for at, stem in enumerate(reversed(stems)) if stem != stems[-1]), len(stems))
     return run if run < len(stems) else 0
+
+
+def _divided(suffix: str) -> tuple[str, str]:
+    """What stands before the last dot, and what after it; of captions such as `00.captions.json`, two parts stay together."""
+    start, _, last = suffix.rpartition(".")
+    start, _, name = start.rpartition(".")
+    if is_caption_suffix(f"{name}.{last}"):
+        return start, f"{name}.{last}"
+    return suffix.rpartition(".")[0], last
 
 
 def _told_apart(name: str, group: list[Suffixed], hidden: int) -> Iterator[Sample]:
@@ -60,7 +70,7 @@ def _told_apart(name: str, group: list[Suffixed], hidden: int) -> Iterator[Sampl
         return
     stems: dict[str, list[Suffixed]] = {}
     for suffix, member in group:
-        stem, _, last = ("", "", suffix) if is_caption_suffix(suffix) else suffix.rpartition(".")
+        stem, last = _divided(suffix)
         stems.setdefault(stem, []).append((last, member))
     pictured = {stem for stem, some in stems.items() if any(is_image_suffix(suffix) for suffix, _ in some)}
     captioned = {stem for stem, some in stems.items() if any(is_caption_suffix(suffix) for suffix, _ in some)}

@@ -19,6 +19,7 @@ from .sidecars import MAX_SIDECAR, Sidecars, UnreadableSidecar, captions_of, is_
 from .sources import FileSlice
 
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
+NO_IMAGE = "no image in the sample"
 MAX_LACKING = 100_000  # samples of a tar that are remembered because they lack something
 
 
@@ -59,8 +60,8 @@ def _tar_records(path: Path, prefix: str, split: str | None, options: ReadOption
             record = _record(sample, path, file.fileno(), prefix, split, options)
             if record is None:
                 continue
-            if not record.captions or record.image == "":
-                pictured = record.image != ""
+            if not record.captions or record.problem == NO_IMAGE:
+                pictured = record.problem != NO_IMAGE
                 if lacking.get(sample.name, pictured) != pictured:
                     raise DatasetError(
                         f"{path}: picture and caption of {printable(sample.name)} do not follow each other; write the tar "
@@ -112,7 +113,7 @@ def _record(sample: Sample, path: Path, fd: int, prefix: str, split: str | None,
         problems.append(str(error))
     _, image, picture = min(pictures, key=lambda some: some[0]) if pictures else (False, "", None)
     if picture is None:
-        problems.append("no image in the sample")
+        problems.append(NO_IMAGE)
     elif not found.captions:
         problems.append(found.lacking({f".{suffix}" for suffix, _ in sample.members}))
     source = FileSlice(str(path), picture.offset, picture.size) if picture and not problems else None
