@@ -41,10 +41,13 @@ def _picture(path: Path, leaf: str, place: Place) -> FileSlice:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is damaged, truncated or no Arrow file; save the dataset again") from error
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be opened: {error.strerror or 'it is damaged or truncated'}") from error
+    except MemoryError:  # Arrow's own is an ArrowException, too
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (
+            getattr(error, "strerror", None) or "it is damaged, truncated or something else; save the dataset again"
+        )
+        raise DatasetError(f"{path} cannot be read as Arrow: {reason}") from error
 
 
 def _schema(path: Path) -> pa.Schema:

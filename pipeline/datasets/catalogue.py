@@ -44,7 +44,7 @@ class Catalogue(Sequence[Record]):
     """Records in their order, counted and checked: DatasetError if two have one key.
 
     `sha256` is that of the JSON list of `[key, image, captions, split]`; `splits` and `captions` count, split by split,
-    the records without a problem and their captions; `left_out` counts things of them that are not used. Where all these
+    the records without a problem and their captions; `left_out` counts things of records that are not used. Where all these
     records are of `train`, `draw` gives every key its split."""
 
     def __init__(self, records: Iterable[Record], draw: Callable[[str], str] | None = None) -> None:
@@ -169,7 +169,7 @@ class _Tally:
             else:
                 self.splits[row.split] += 1
                 self.captions[row.split] += len(row.captions)
-                self.left_out.update(row.left_out)
+            self.left_out.update(row.left_out)
 
     @property
     def sha256(self) -> str:
@@ -206,9 +206,10 @@ def _bounded(record: Record) -> Record:
     more = len(captions) - MAX_CAPTIONS
     if not problem and more <= 0:
         return record
+    if not captions:
+        return replace(record, captions=(), problem=record.problem or problem)
     left_out = (*record.left_out, *[TOO_LONG] * (len(record.captions) - len(captions)), *[TOO_MANY] * more)
-    problem = record.problem or ("" if captions else problem)
-    return replace(record, captions=tuple(captions[:MAX_CAPTIONS]), problem=problem, left_out=left_out)
+    return replace(record, captions=tuple(captions[:MAX_CAPTIONS]), left_out=left_out)
 
 
 def _encodable(record: Record) -> Record:

@@ -41,7 +41,7 @@ def _rows(value: Any, path: Path, options: ReadOptions, depth: int) -> list[Any]
         return [_of_image(name, captions) for name, captions in value.items()]
     if (columns := _columns(value, options)) is not None:
         return columns
-    if all(isinstance(row, dict) and any(name.lower() in IMAGE_COLUMNS for name in row) for row in value.values()):
+    if all(isinstance(row, dict) and _has_image(row) for row in value.values()):
         return list(value.values())  # pandas' orient="index"
     under = [name for name in value if _is_table(value[name])]
     usual = [name for name in WRAPPERS if name in under] or [
@@ -49,6 +49,10 @@ def _rows(value: Any, path: Path, options: ReadOptions, depth: int) -> list[Any]
     ]
     chosen = usual[0] if usual else under[0] if len(under) == 1 else None
     return None if chosen is None else _rows(value[chosen], path, options, depth - 1)
+
+
+def _has_image(row: Mapping[str, Any]) -> bool:
+    return any(name.lower() in IMAGE_COLUMNS and isinstance(cell, str) for name, cell in row.items())
 
 
 def _is_table(value: Any) -> TypeGuard[list[Any]]:

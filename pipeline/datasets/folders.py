@@ -3,22 +3,19 @@ below; or with a text or JSON beside each image (`a.jpg`, `a.txt`).
 
 Memory: the names in one folder at a time, and about 300 bytes a link."""
 
-import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..config import ReadOptions
 from ..formatting import printable
-from .captions import texts
-from .look import JSON_SUFFIXES, TEXT_SUFFIXES, Listed, Look, PassedOver, is_picture, walk
+from .look import Listed, Look, PassedOver, is_picture, walk
 from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, bounds_of, split_in_path, split_of
+from .sidecars import MAX_SIDECAR, SUFFIXES, Sidecars, UnreadableSidecar, captions_of
 from .sources import ImageFile
 from .tables import TABLES, read_table, renamed
-
-MAX_SIDECAR = 2**20  # bytes of a text or JSON beside an image
 
 
 def metadata_of(look: Look) -> list[Path]:
@@ -92,29 +89,29 @@ def _record(look: Look, file: Listed, others: Sequence[str], options: ReadOption
         problem = "its name is not UTF-8"
     else:
         try:
-            for name in (file.path, *(os.path.join(look.folder, other) for other in others)):
-                found, named = _captions(name, options)
-                captions += (caption for caption in found if caption not in captions)
-                split = named or split
-            problem = "" if captions else "no caption"
-        except (OSError, ValueError, RecursionError) as error:
+            every = [_beside(file.path, lambda name: name in file.beside, options)]
+            every += [_beside(os.path.join(look.folder, other), None, options) for other in others]
+            for found in every:
+                captions += (caption for caption in found.captions if found is every[0] or caption not in captions)
+                split = found.split or split
+            if not captions:
+                problem = every[0].lacking(()) if every[0].fields else "no caption"
+        except (OSError, UnreadableSidecar) as error:
             problem = f"the text beside it cannot be read: {error}"
     return Record(key, key, None if problem else source, tuple(captions), split_of(key, split, options), problem)
 
 
-def _captions(image: str, options: ReadOptions) -> tuple[list[str], str | None]:
-    """The captions in the files beside an image, `a.json` or `a.jpg.json`, and the split that these name."""
-    captions: list[str] = []
-    split = None
-    for suffixes in (JSON_SUFFIXES, TEXT_SUFFIXES):
-        for path in (stem + suffix for stem in (os.path.splitext(image)[0], image) for suffix in suffixes):
-            if not captions and os.path.lexists(path):
-                data = _sidecar(path, options.confine)
-                if suffixes is JSON_SUFFIXES:
-                    captions, split = json_captions(data, options)
-                else:
-                    captions = text_captions(data)
-    return captions, split
+def _beside(image: str, is_there: Callable[[str], bool] | None, options: ReadOptions) -> Sidecars:
+    """The captions beside an image: in `a.json` or `a.jpg.json`, and so on. `is_there` tells whether its folder holds a
+    name."""
+    folder, base = os.path.split(image)
+    parts: dict[str, bytes] = {}
+    for suffix in (*SUFFIXES, (options.caption_column or "").lstrip(".")):
+        for name in (f"{stem}.{end}" for stem in (os.path.splitext(base)[0], base) for end in (suffix, suffix.upper())):
+            path = os.path.join(folder, name)
+            if suffix and suffix not in parts and (is_there(name) if is_there else os.path.lexists(path)):
+                parts[suffix] = _sidecar(path, options.confine)
+    return captions_of(parts, options)
 
 
 def _sidecar(path: str, confine: bool) -> bytes:
@@ -125,18 +122,3 @@ def _sidecar(path: str, confine: bool) -> bytes:
     if len(data) > MAX_SIDECAR:
         raise OSError(f"{os.path.basename(path)} has more than {MAX_SIDECAR} bytes")
     return data
-
-
-def json_captions(data: bytes, options: ReadOptions) -> tuple[list[str], str | None]:
-    """The captions in a JSON sidecar and the split that it names: an object's `caption` or another usual name, and `split`, or
-    what --caption-column and --split-column say. ValueError if it is no JSON."""
-    value = json.loads(data)
-    fields = value if isinstance(value, dict) else {}
-    split = fields.get(options.split_column or "split")
-    captions = texts(fields.get(options.caption_column) if options.caption_column else value)
-    return captions, split if isinstance(split, str) else None
-
-
-def text_captions(data: bytes) -> list[str]:
-    """The captions in a text sidecar, one a line. UnicodeDecodeError, which is a ValueError, if it is not UTF-8."""
-    return texts(data.decode("utf-8-sig").splitlines())

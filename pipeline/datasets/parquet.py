@@ -36,8 +36,11 @@ def _readable(path: Path) -> Iterator[None]:
     """Arrow's errors about a file as a DatasetError."""
     try:
         yield
+    except MemoryError:  # Arrow's own is an ArrowException, too
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read as parquet: {(str(error).splitlines() or [''])[0]}") from error
+        reason = getattr(error, "strerror", None) or "it is damaged, truncated or something else; get it again"
+        raise DatasetError(f"{path} cannot be read as parquet: {reason}") from error
 
 
 def _parts(path: Path, columns: TableColumns, leaf: str) -> Iterator[Part]:

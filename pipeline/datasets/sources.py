@@ -107,11 +107,13 @@ def load(source: Fetched) -> Path | bytes:
                 raise UnreadableImage("no image")
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
+    except MemoryError:  # Arrow's own is an ArrowException, too
+        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         if getattr(error, "errno", None) in PASSING:
             raise
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise UnreadableImage(f"cannot be read: {reason}") from error
+        damaged = "the file is damaged there" if isinstance(source, ParquetCell) else "its name is that of no file"
+        raise UnreadableImage(f"cannot be read: {getattr(error, 'strerror', None) or damaged}") from error
 
 
 def _file(folder: str, name: str, bounds: Bounds) -> Path:

@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(DatasetError, match="was written by qf"):
         read(write(tmp_path / "shard.arrow", {"key": ["a"], "captions": [["b"]], "tokens": [[1]]}))
     (tmp_path / "no.arrow").write_bytes(b"ARROW1 nothing")
-    with pytest.raises(DatasetError, match="is damaged, truncated or no Arrow file"):
+    with pytest.raises(DatasetError, match="cannot be read as Arrow: it is damaged"):
         read(tmp_path / "no.arrow")
 
 
