@@ -37,6 +37,23 @@ def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, It
     return "json", *read_joined(tables, options)
 
 
+def caption_document(document: Any, path: Path, options: ReadOptions) -> Sequence[Any] | None:
+    """The rows of a JSON document that is a table; None for COCO captions and a Karpathy split. DatasetError if it is none
+    of these."""
+    if _is_coco(document):
+        _check_captions(document, path)
+        return None
+    return None if _is_karpathy(document) else document_rows(document, path, options)
+
+
+def _check_captions(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The annotations of a COCO document. DatasetError if they are no captions."""
+    annotations = document.get("annotations")
+    if not _objects(annotations) or not any("caption" in annotation for annotation in annotations):
+        raise DatasetError(f"{path} holds no captions; name COCO's captions_*.json, not its boxes or key points")
+    return annotations
+
+
 def _is_coco(document: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a document has images with their ids, and annotations of these."""
     return isinstance(document, dict) and _objects(document.get("images")) and "annotations" in document
@@ -59,9 +76,7 @@ def _coco(
     entries: list[tuple[str, list[str], str | None, Path]] = []  # name, captions, split, folder
     orphans = 0
     for document, path, split in zip(documents, paths, splits_in_names([path.name for path in paths]), strict=True):
-        annotations = document.get("annotations")
-        if not _objects(annotations) or not any("caption" in annotation for annotation in annotations):
-            raise DatasetError(f"{path} holds no captions; name COCO's captions_*.json, not its boxes or key points")
+        annotations = _check_captions(document, path)
         captions: dict[str, list[str]] = {str(image.get("id")): [] for image in document["images"]}
         for annotation in annotations:
             if (belongs := captions.get(str(annotation.get("image_id")))) is None:

@@ -20,7 +20,15 @@ from ..formatting import printable
 from .records import IMAGE_SUFFIXES
 
 IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
-ANNOTATION_FOLDERS = ("annotation", "annotations", "captions", "labels", "metadata", "splits")  # beside those of images
+ANNOTATION_FOLDERS = (
+    "annotation",
+    "annotations",
+    "captions",
+    "flickr8k_text",
+    "labels",
+    "metadata",
+    "splits",
+)  # beside those of images
 MAX_LISTED = 1_000_000  # names in a folder; in a larger one no near name is looked for
 NEARLY = 10  # names of a table that tell where the images are, if only nearly right
 MAX_FOLDERS = 100  # below a table's folder, in which images are looked for
@@ -61,7 +69,7 @@ class Names:
             if not _is_absolute(spelling):
                 near = near or self._near(parts)
             elif not near:
-                near = self._tail(spelling[:2] if spelling[1] == ":" else "", parts)
+                near = self._tail(spelling[:2] if spelling[1:2] == ":" else "", parts)
         if len(near) == 1:
             return Match(near[0], True)
         return Match(name, False, self._reason(near, spellings[-1]))

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from .columns import USUAL, Rows, TableColumns, grouped_records, picture_digests
+from .columns import USUAL, Rows, TableColumns, grouped_records, image_name, picture_digests
 from .header import find_header
+from .names import image_folder
 from .parquet import read_parquet
 from .records import Record, splits_in_names
 from .rows import csv_rows, json_lines
@@ -51,6 +52,12 @@ def read_tables(paths: Sequence[Path], lines: bool, options: ReadOptions) -> tup
     return read_joined([_text_table(path, lines, split, options) for path, split in every], options)
 
 
+def first_images(path: Path, lines: bool, options: ReadOptions) -> list[Any]:
+    """The cells of the first 100 rows of a text table that name images. DatasetError if it is no table."""
+    columns, rows = _begin(_text_table(path, lines, None, options), options)
+    return [row.get(columns.image) for row in islice(rows, 100) if isinstance(row, dict)]
+
+
 def _text_table(path: Path, lines: bool, split: str | None, options: ReadOptions) -> Table:
     asked = (options.image_column, options.caption_column, options.split_column, options.key_column)
     known = USUAL.union(name.strip().lower() for name in asked if name)
@@ -77,7 +84,7 @@ def read_joined(tables: Sequence[Table], options: ReadOptions) -> tuple[str, Ite
     pictures = PictureSpool()
     parts: dict[Path, list[Table]] = {}
     for table in tables:
-        parts.setdefault(Path() if options.images else table.path.parent, []).append(table)
+        parts.setdefault(_images_of(table, options) if len(tables) > 1 else table.path.parent, []).append(table)
     top = os.path.commonpath(list(parts)) if len(parts) > 1 else ""
 
     def picture(_: int, size: int, offset: int) -> ImageSource:
@@ -88,13 +95,23 @@ def read_joined(tables: Sequence[Table], options: ReadOptions) -> tuple[str, Ite
             rows = Rows(_batches(some, begun if some[0] is tables[0] else None, pictures, options))
             name = os.path.relpath(folder, top) if top and str(folder) != top else ""
             digests = picture_digests(rows, picture) if pictures.size else None
-            for record in grouped_records(rows, [table.path for table in some], picture, options, digests):
+            within = replace(options, images=options.images or (folder if len(tables) > 1 else None))
+            for record in grouped_records(rows, [table.path for table in some], picture, within, digests):
                 yield renamed(name, record)
 
     found = str(begun[0])
     if len(tables) > 1:
         found += f", {len(tables)} files" + (" whose names tell the split" if tables[0].split is not None else "")
     return found, records()
+
+
+def _images_of(table: Table, options: ReadOptions) -> Path:
+    """The folder of the images of one of several tables."""
+    if options.images:
+        return options.images
+    columns, rows = _begin(table, options)
+    names = [image_name(row.get(columns.image)) or "" for row in islice(rows, 100) if isinstance(row, dict)]
+    return image_folder(table.path, names)
 
 
 def renamed(folder: str, record: Record) -> Record:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qf.pipeline.config import ReadOptions
-from qf.pipeline.datasets.read import braces, read
+from qf.pipeline.datasets.patterns import braces
+from qf.pipeline.datasets.read import read
 from qf.pipeline.datasets.records import splits_in_names
 from qf.pipeline.datasets.sources import load
 from qf.pipeline.errors import DatasetError

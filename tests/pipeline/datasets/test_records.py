@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qf.pipeline.config import ReadOptions
+from qf.pipeline.datasets.names import plain
 from qf.pipeline.datasets.read import read
 from qf.pipeline.datasets.records import Record
 from qf.pipeline.datasets.sources import ImageFile, load
@@ -83,8 +84,8 @@ def test_imagefolder_with_a_folder_a_split(tmp_path):
         write(tmp_path / split / "metadata.csv", {"file_name": ["a.jpg"], "text": ["x"]})
     records = read(tmp_path).records
     assert [(r.key, r.split, r.source) for r in records] == [
-        ("train/a.jpg", "train", ImageFile(str(tmp_path / "train"), "a.jpg")),
-        ("validation/a.jpg", "val", ImageFile(str(tmp_path / "validation"), "a.jpg")),
+        ("train/a.jpg", "train", ImageFile(str(tmp_path / "train"), "a.jpg", "names")),
+        ("validation/a.jpg", "val", ImageFile(str(tmp_path / "validation"), "a.jpg", "names")),
     ]
 
 
@@ -141,7 +142,7 @@ def test_what_is_wrong_is_said(tmp_path, rows, message):
 def test_wrong_sources(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         read(tmp_path / "nothing.csv")
-    with pytest.raises(DatasetError, match=r"holds no captions: expected metadata.csv"):
+    with pytest.raises(DatasetError, match=r"holds no captions \(qf needs one: .*such as metadata.csv; seen: no file"):
         read(tmp_path)
     (tmp_path / "a.docx").write_bytes(b"x")
     with pytest.raises(DatasetError, match="none of the datasets"):
@@ -237,8 +238,8 @@ def test_a_csv_comes_back_as_the_csv_module_wrote_it(tmp_path_factory, rows):
         csv.writer(file).writerows([("image", "caption", "split"), *rows])
     expected: dict[str, tuple[list[str], set[str]]] = {}
     for image, caption, split in rows:
-        if image.strip():
-            captions, splits = expected.setdefault(image.strip(), ([], set()))
+        if name := plain(image.strip()):
+            captions, splits = expected.setdefault(name, ([], set()))
             captions.extend([caption.strip()] if caption.strip() else [])
             splits.add(split)
     good = {image for image, (captions, splits) in expected.items() if captions and len(splits) == 1}
@@ -251,4 +252,4 @@ def test_a_csv_comes_back_as_the_csv_module_wrote_it(tmp_path_factory, rows):
     ]
     assert {r.key for r in records if not r.problem} == good
     assert all(r.split in expected[r.key][1] for r in named)
-    assert len(records) - len(named) == sum(not image.strip() for image, _, _ in rows)
+    assert len(records) - len(named) == sum(not plain(image.strip()) for image, _, _ in rows)

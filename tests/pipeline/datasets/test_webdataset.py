@@ -62,7 +62,10 @@ def test_a_tar_a_folder_and_a_pattern(tmp_path):
     folder = as_img2dataset_writes(tmp_path / "data")
     one, all_of_them, two = read(folder / "00001.tar"), read(folder), read(folder / "{00001..00002}.tar")
     assert [len(dataset.records) for dataset in (one, all_of_them, two)] == [3, 9, 6]
-    assert (all_of_them.kind, all_of_them.found) == ("webdataset", "WebDataset: 3 tars")
+    assert (all_of_them.kind, all_of_them.found) == (
+        "webdataset",
+        "WebDataset: 3 tars; not read: 3 Parquet files (00000.parquet)",
+    )
     first, second, third = one.records
     assert [r.key for r in one.records] == [f"00001/00000000{n}" for n in range(3)]
     assert (first.image, first.captions, second.captions) == ("000000000.jpg", ("a dog",), ("two\nlines",))
