@@ -50,7 +50,11 @@ class EncoderOptions:
         panel=WHAT,
     )
     layer: int | None = option(
-        None, "Layer whose output is cached; -2 unless given, the last for BLIP-2 and ONNX.", panel=WHAT
+        None,
+        "Layer whose output is cached; -2 unless given, the last for BLIP-2 and ONNX.",
+        min=-1000,
+        max=1000,
+        panel=WHAT,
     )
 
 
@@ -67,9 +71,9 @@ class ExtractOptions:
         flags=("--format",),
         panel=STORAGE,
     )
-    shard_size: int = option(1024, "Records in a shard.", min=1, panel=STORAGE)
+    shard_size: int = option(1024, "Records in a shard.", min=1, max=2**20, panel=STORAGE)
     views: int = option(
-        0, "Augmented views of each training image: random crops, mirrored or not.", min=0, panel=STORAGE
+        0, "Augmented views of each training image: random crops, mirrored or not.", min=0, max=1000, panel=STORAGE
     )
     flip: bool = option(
         True,
@@ -78,8 +82,8 @@ class ExtractOptions:
         panel=STORAGE,
     )
     seed: int = option(0, "Seed of the views.", min=0, max=2**63 - 1, panel=STORAGE)
-    batch_size: int = option(64, "Images encoded at once.", min=1, panel=SPEED)
-    workers: int = option(0, "Threads that decode; 0: one a core.", min=0, panel=SPEED)
+    batch_size: int = option(64, "Images encoded at once.", min=1, max=2**14, panel=SPEED)
+    workers: int = option(0, "Threads that decode; 0: one a core.", min=0, max=1024, panel=SPEED)
     max_rejects: float = option(
         0.05, "Share of unreadable records above which the run fails.", min=0, max=1, panel=SPEED
     )

@@ -23,8 +23,16 @@ NO_THREADS = (
 )
 LOST_PEER = "another of the processes that train together has ended; run the same command to resume"
 TOO_DEEP = "the input is nested too deeply to be read; flatten it"
-ALLOCATION = ("can't allocate memory", "not enough memory", "bad_alloc", "Unable to allocate", "Invalid buffer size",
-              "Storage size calculation overflowed")  # fmt: skip
+ALLOCATION = (
+    "can't allocate memory",
+    "annot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "nable to allocate",
+    "failed to map segment",
+    "Invalid buffer size",
+    "Storage size calculation overflowed",
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -32,7 +40,7 @@ def out_of_memory(error: BaseException) -> bool:
     named = (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     )  # PyTorch's, not imported for it
-    return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION))
+    return named or (isinstance(error, RuntimeError | ImportError) and any(words in str(error) for words in ALLOCATION))
 
 
 def lost_peer(error: BaseException) -> bool:

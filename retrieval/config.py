@@ -22,9 +22,9 @@ class SearchOptions:
 
     image: Path | None = option(None, "Search with this picture instead of a text.", panel=QUERY)
     find: str = option("images", "With --image: images, or text for captions.", panel=QUERY)
-    k: int = option(10, "Number of hits.", min=1, flags=("--k", "-k"), panel=QUERY)
+    k: int = option(10, "Number of hits.", min=1, max=2**20, flags=("--k", "-k"), panel=QUERY)
     rerank: int = option(
-        0, "Re-rank this many of the first hits, at least -k, by image-text matching.", min=0, panel=QUERY
+        0, "Re-rank this many of the first hits, at least -k, by image-text matching.", min=0, max=2**20, panel=QUERY
     )
     sheet: Path | None = option(None, "Draw the hits as a contact sheet, FILE.png.", panel=OUTPUT)
 
@@ -51,7 +51,9 @@ class EvalOptions:
     """The measurement."""
 
     split: str | None = option(None, "The split to measure on; test unless given, or val where there is no test.")
-    rerank: int = option(16, "Re-rank this many candidates of each query by image-text matching; 0: none.", min=0)
+    rerank: int = option(
+        16, "Re-rank this many candidates of each query by image-text matching; 0: none.", min=0, max=2**20
+    )
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,11 @@ class DemoOptions:
     workspace: Path | None = option(
         None, "Folder for all of it; demo in the usual workspace unless given.", flags=("--workspace", "-w")
     )
-    epochs: float = option(8.0, "Passes over the sample's training scenes.", min=0)
+    epochs: float = option(8.0, "Passes over the sample's training scenes.", min=0, max=1e6)
     scenes: int = option(
         4000,
         "Training scenes; a 16th more, 250 at most, for validation, and an 8th more, 500 at most, for testing.",
         min=48,
+        max=2**20,
     )
     seed: int = option(0, "Seed of training.", min=0, max=2**63 - 1)

@@ -45,19 +45,27 @@ class LoopConfig:
     """The options of the training loop of any stage. Optimiser and schedule are BLIP-2's (Li et al. 2023, section 3.4)."""
 
     epochs: float = option(
-        20.0, "Passes over the training images; 0: keep the weights of --init as they are.", min=0, panel=HOW_LONG
+        20.0,
+        "Passes over the training images; 0: keep the weights of --init as they are.",
+        min=0,
+        max=1e6,
+        panel=HOW_LONG,
     )
-    batch_size: int = option(128, "Images through the network at once, over all processes.", min=2, panel=HOW_LONG)
-    accumulate: int = option(1, "Batches whose gradients make one step.", min=1, panel=HOW_LONG)
+    batch_size: int = option(
+        128, "Images through the network at once, over all processes.", min=2, max=2**20, panel=HOW_LONG
+    )
+    accumulate: int = option(1, "Batches whose gradients make one step.", min=1, max=2**20, panel=HOW_LONG)
     lr: float = option(5e-4, "Peak learning rate.", min=0, panel=HOW_LONG)
     min_lr: float = hidden(1e-5)
-    warmup_steps: int = option(300, "Steps of warm-up; at most a quarter of all steps.", min=0, panel=HOW_LONG)
+    warmup_steps: int = option(
+        300, "Steps of warm-up; at most a quarter of all steps.", min=0, max=2**31, panel=HOW_LONG
+    )
     weight_decay: float = option(0.05, "Weight decay, on matrices only.", min=0, panel=HOW_LONG)
     beta1: float = hidden(0.9)
     beta2: float = hidden(0.98)
     grad_clip: float = hidden(1.0)
     patience: int = option(
-        0, "Stop after this many validations without a better mean R@1; 0: never.", min=0, panel=HOW_LONG
+        0, "Stop after this many validations without a better mean R@1; 0: never.", min=0, max=2**31, panel=HOW_LONG
     )
     seed: int = option(0, "Seed of everything random.", min=0, max=2**63 - 1, panel=HOW_LONG)
     precision: str = option("auto", "auto, float32 or bfloat16.", panel=MEMORY)
@@ -65,11 +73,11 @@ class LoopConfig:
         False, "Compute layers again in the backward pass: less memory, more time.", panel=MEMORY
     )
     compile: bool = option(False, "Let torch.compile fuse dropout, sums and LayerNorms; meant for GPUs.", panel=MEMORY)
-    log_every: int = option(20, "Steps between lines of metrics.jsonl.", min=1, panel=OUTPUT)
-    validate_every: int = option(0, "Steps between validations; 0: once an epoch.", min=0, panel=OUTPUT)
+    log_every: int = option(20, "Steps between lines of metrics.jsonl.", min=1, max=2**31, panel=OUTPUT)
+    validate_every: int = option(0, "Steps between validations; 0: once an epoch.", min=0, max=2**31, panel=OUTPUT)
     max_val_images: int = hidden(1000)
-    checkpoint_every: int = option(500, "Steps between checkpoints.", min=1, panel=OUTPUT)
-    keep: int = option(2, "Checkpoints to keep, besides the best weights.", min=1, panel=OUTPUT)
+    checkpoint_every: int = option(500, "Steps between checkpoints.", min=1, max=2**31, panel=OUTPUT)
+    keep: int = option(2, "Checkpoints to keep, besides the best weights.", min=1, max=2**31, panel=OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,9 @@ class TrainOptions:
     stage: int = option(
         1, "1: the Q-Former alone. Stage 2, with a language model, is still to come.", min=1, max=1, panel=WHAT
     )
-    nproc: int = option(1, "Processes on this machine, one a GPU; or start them with torchrun.", min=1, panel=MEMORY)
+    nproc: int = option(
+        1, "Processes on this machine, one a GPU; or start them with torchrun.", min=1, max=1024, panel=MEMORY
+    )
     cache_on_device: bool = option(
         False, "Keep all features in the device's memory if they fit, else in the host's.", panel=MEMORY
     )
@@ -107,18 +117,20 @@ class Stage1Config(LoopConfig):
 
     preset: str = option("tiny", f"Size of the Q-Former: {', '.join(PRESETS)}.", panel=WHAT)
     losses: str = option("itc,itm,itg", "The objectives to sum.", panel=WHAT)
-    num_query_tokens: int | None = option(None, "Queries; the preset's unless given.", min=1, panel=WHAT)
+    num_query_tokens: int | None = option(None, "Queries; the preset's unless given.", min=1, max=1024, panel=WHAT)
     max_text_length: int = option(
-        32, "Tokens of a caption, [CLS] and [SEP] included; longer ones are truncated.", min=3, panel=WHAT
+        32, "Tokens of a caption, [CLS] and [SEP] included; longer ones are truncated.", min=3, max=2**16, panel=WHAT
     )
     vocab_size: int = hidden(8000)  # of the WordPiece vocabulary that is trained where no tokenizer is given
     dropout: float = option(0.1, "Dropout in the Q-Former.", min=0, max=0.9, panel=WHAT)
     token_dropout: float = option(
         0.0, "Share of an image's tokens left out of each step, others each time.", min=0, max=0.9, panel=WHAT
     )
-    captions_per_image: int = option(0, "Captions of each image in a step; 0: all.", min=0, panel=WHAT)
+    captions_per_image: int = option(
+        0, "Captions of each image in a step; 0: all, at most 16.", min=0, max=2**20, panel=WHAT
+    )
     matched_captions: int = option(
-        1, "Captions of each image that matching and generation see; 0: all.", min=0, panel=WHAT
+        1, "Captions of each image that matching and generation see; 0: all of the step.", min=0, max=2**20, panel=WHAT
     )
     # small data, benchmarks/results.md: ITC alone first, then matching with random negatives that give way to hard ones
     contrast_first: float = option(
@@ -151,12 +163,14 @@ class Stage1Config(LoopConfig):
         0,
         "Images contrasted with each other, by gradient caching: a multiple of the batch size; 0: the batch size.",
         min=0,
+        max=2**24,
         panel=MEMORY,
     )
     shuffle_window: int = option(
         65536,
         "Images shuffled together. A smaller window reads longer runs from disk, where the features do not fit in memory.",
         min=1,
+        max=2**40,
         panel=MEMORY,
     )
 

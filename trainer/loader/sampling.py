@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+MOST_CAPTIONS = 16  # of an image in a batch: thousands would take gigabytes a step
 STRETCHES = 16  # a window of the shuffle mixes rows from at least so many places of the dataset
 
 
@@ -39,9 +40,9 @@ class Sample:
 class Sampler:
     """The samples of a dataset of n images, shuffled anew each epoch. A sample depends on the seed and its number alone.
 
-    Each image brings `captions_per_image` of its captions (0: all). The first `matched_captions` (0: all) of these also go to
-    matching and generation. Over the epochs every caption comes equally often to both. Each epoch takes another view of an
-    image, and every caption comes with every view."""
+    Each image brings `captions_per_image` of its captions (0: all, MOST_CAPTIONS at most). The first `matched_captions` (0: all)
+    of these also go to matching and generation. Over the epochs every caption comes equally often to both. Each epoch takes
+    another view of an image, and every caption comes with every view."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class Sampler:
         An epoch continues where the last one stopped in the image's own order of captions, which is a ring. Where that would repeat
         an earlier epoch, it begins one caption further."""
         there = self.counts[images]
-        count = np.minimum(self.captions_per_image or there, there)  # (B,) captions of each image in this batch
+        count = np.minimum(self.captions_per_image or MOST_CAPTIONS, there)  # (B,) captions of each image in this batch
         matched = np.minimum(self.matched_captions or count, count)
         turn, pace = epoch % there, np.where(count < there, count, matched)
         first = turn * pace + turn // (there // np.gcd(pace, there))
