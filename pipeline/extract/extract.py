@@ -3,7 +3,7 @@
 Shards hold the records in the order of the dataset. A shard's bytes depend only on its records and the options."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -67,7 +67,7 @@ class Extracted(Result):
 
 
 def extract_source(
-    source: str,
+    source: str | Sequence[str],
     folder: Path,
     encoder: EncoderOptions = EncoderOptions(),
     reading: ReadOptions = ReadOptions(),
@@ -76,20 +76,26 @@ def extract_source(
     say: Callable[[str], None] = lambda text: None,
     progress: OnStatus = lambda status: None,
 ) -> Extracted | Estimated:
-    """Extract the caption dataset at `source` into `folder`; with `options.dry_run` only estimate it.
+    """Extract the caption dataset at `source`, one path or pattern or several, into `folder`; with `options.dry_run` only
+    estimate it.
 
     `say` gets what was found at the source. With the precision "auto", work that began in one precision goes on in it.
     DatasetError if the source cannot be read, EncoderError if the encoder cannot be loaded; others as of `extract`."""
-    say(f"reading {source}")
-    dataset = read(Path(source), reading)
-    say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
+    sources = [source] if isinstance(source, str) else list(source)
+    name = sources[0] + (f" and {counted(len(sources) - 1, 'more file')}" if len(sources) > 1 else "")
+    for path in map(Path, sources):
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise DatasetError(f"{path} lies in {folder}, where the features are written; choose another --workspace")
+    say(f"reading {name}")
+    dataset = read([Path(path) for path in sources], reading)
+    say(f"{name}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
     device, precision = resolve_device(on.device), on.precision
     if precision == "auto":
         precision = recorded_precision(folder, options.overwrite) or precision
     frozen = load_encoder(encoder.encoder, device, resolve_precision(precision, device), encoder.layer)
     if options.dry_run:
         return estimate(dataset, frozen, options, folder)
-    return extract(dataset, source, frozen, folder, options, progress)
+    return extract(dataset, name, frozen, folder, options, progress)
 
 
 def extract(
