@@ -183,8 +183,7 @@ def extract(
 
     folder = Workspace(at.workspace).features
     with Display(output.quiet) as display:
-        given: Any = source[0] if len(source) == 1 else source
-        result = extract_source(given, folder, encoder, read, options, on, display.say, display.extracting)
+        result = extract_source(source, folder, encoder, read, options, on, display.say, display.extracting)
     emit(result, output)
 
 

@@ -21,12 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from qf.pipeline.artifacts import atomic_file, described, has_manifest, write_manifest
-from qf.pipeline.extract.ledger import REJECTS
+from qf.pipeline.artifacts import described, has_manifest, write_manifest
 from qf.pipeline.features.arrow_shards import Block, schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, decode, encode
-from qf.pipeline.features.manifest import FEATURES
+from qf.pipeline.features.manifest import FEATURES, REJECTS
 from qf.pipeline.features.reader import Features
+from qf.pipeline.files import atomic_file
 from qf.pipeline.schema import RECORD_COLUMNS
 from torch import Tensor
 from torch.nn import functional as F
@@ -120,7 +120,8 @@ def encode_again(features: Features, codec: str, folder: Path) -> None:
     with atomic_file(folder / REJECTS) as file:
         file.write((features.folder / REJECTS).read_bytes())
     manifest = {key: value for key, value in features.manifest.items() if key not in ("kind", "version")}
-    changed = {"codec": codec, "format": "arrow", "views": 0, "augmentation": None, "shards": shards}
+    files = [described(folder / REJECTS)]
+    changed = {"codec": codec, "format": "arrow", "views": 0, "augmentation": None, "shards": shards, "files": files}
     write_manifest(folder, FEATURES, manifest | changed)
 
 

@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from qf.pipeline.artifacts import Sink, write_manifest
+from qf.pipeline.artifacts import described, remember, write_manifest
 from qf.pipeline.features.arrow_shards import Block, schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, encode
 from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import Features
 from qf.pipeline.features.tar_shards import TarShard, write_tar_shard
+from qf.pipeline.files import Sink
 from qf.trainer.loader.batches import Batches
 from qf.trainer.tokens import Tokens
 
@@ -42,7 +43,7 @@ def make_features(
     folder: Path, images: int, shard_size: int, tokens: int, width: int, codec: str, format: str
 ) -> Features:
     """Writes random features with five captions an image to `folder` and opens them."""
-    described = columns(codec, tokens, width)
+    layout = columns(codec, tokens, width)
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     shards = []
@@ -68,15 +69,27 @@ def make_features(
         path = folder / f"shard-{number:05d}.{'arrow' if format == 'arrow' else 'tar'}"
         with open(path, "wb") as file:
             sink: Sink = file  # type: ignore[assignment]
-            if format == "arrow":
-                count = write_arrow_shard(sink, schema(described, None, False), blocks())
-            else:
-                count = write_tar_shard(sink, blocks())
-        shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": ""})
-    encoder = {"tokens": tokens, "width": width, "joint": None}
-    counts = {"records": images, "captions": 5 * images, "rejected": 0, "splits": {"train": images}}
-    about = {"encoder": encoder, "source": {}, "codec": codec, "format": format, "views": 0}
-    write_manifest(folder, FEATURES, {**about, **counts, "shards": shards})
+            arrow = schema(layout, None, False)
+            count = write_arrow_shard(sink, arrow, blocks()) if format == "arrow" else write_tar_shard(sink, blocks())
+        shards.append({**described(path), "records": count})
+    remember(folder, shards)
+    random = {"id": "random", "sha256": "0" * 64, "layer": -1, "precision": "float32", "preprocessing": {}}
+    content = {
+        "encoder": {**random, "tokens": tokens, "width": width, "joint": None},
+        "codec": codec,
+        "format": format,
+        "views": 0,
+        "augmentation": None,
+        "source": {"path": "random", "kind": "random", "records": images, "sha256": "0" * 64},
+        "shard_size": shard_size,
+        "records": images,
+        "captions": 5 * images,
+        "splits": {"train": images, "val": 0, "test": 0},
+        "rejected": 0,
+        "shards": shards,
+        "files": [],
+    }
+    write_manifest(folder, FEATURES, content)
     return Features(folder)
 
 

@@ -1,104 +1,124 @@
-"""Artifacts on disk: files that appear whole or not at all, manifests written last, checksums.
+"""Artifacts on disk: sealed JSON, manifests written last, and files that are checked before they are trusted.
 
 A folder is an artifact (features, a run, an index) exactly when it holds a `manifest.json`; whoever writes one writes
-everything else first. (The idea of an index written after its shards is MosaicML Streaming's.) Standard library only.
-"""
+everything else first. (The idea of an index written after its shards is MosaicML Streaming's.) Sealed JSON holds its own
+checksum, and each kind declares the types and ranges of its fields once, as a TypedDict that msgspec checks."""
 
-import fcntl
 import hashlib
-import io
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta, ValidationError, convert
 
 from .errors import ArtifactError
+from .files import atomic_file, json_bytes
+from .formatting import size
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-VERSION = 1  # of manifests
-TEMPORARY = ".tmp"
-LOCK = ".lock"
-FILE = {"file": str, "bytes": int, "sha256": str}  # of an artifact, as its manifest lists it
+CHECKED = ".checked.json"  # remembers which files were compared with their checksums
+VERSION = 2  # of manifests
+CHECKSUM = "checksum"  # the last field of sealed JSON
+MAX_JSON = 2**28  # bytes of sealed JSON
+LONG_CHECK = 2**31  # bytes whose checksums take so long that a line says so
+
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+Size = Annotated[int, Meta(ge=1, le=2**40)]  # of a tensor's side, or of another thing that cannot be empty
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Meta(pattern=r"^[^./\\\x00][^/\\\x00]*$")]  # in the folder itself, not hidden
+
+
+class FileEntry(TypedDict):
+    """A file of an artifact, as its manifest lists it."""
+
+    file: FileName
+    bytes: Count
+    sha256: Sha256
+
+
+class _Any(TypedDict):
+    """The fields that every manifest has."""
+
+    kind: str
+    version: int
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of artifact: its name, the command that makes one, and the fields that its manifest holds at least.
+    """A kind of artifact. Each wing that writes artifacts declares its own.
 
-    A field of type `list` holds descriptions of files (FILE). Each wing that writes artifacts declares its own kind."""
+    `fields` is the TypedDict of its manifest; `files` are patterns of the names that qf gives in such a folder, besides the
+    manifest."""
 
     name: str
     command: str
-    fields: Mapping[str, type]
+    fields: type
+    files: tuple[str, ...]
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` only when the block ends well: written beside it, flushed, renamed."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename = str(path)  # the one that was asked for
-        temporary.unlink(missing_ok=True)
-        raise
+# ---- sealed JSON -----------------------------------------------------------------------------------------------------
 
 
-class Sink(Protocol):
-    """Anything that takes bytes in order."""
-
-    def write(self, data: Any, /) -> Any: ...
-
-
-class HashedFile(io.RawIOBase):
-    """A sink that passes bytes on, and counts and hashes them."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._hash, self._size = file, hashlib.sha256(), 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._hash.update(data)
-        self._size += len(memoryview(data).cast("B"))
-        return self._file.write(data)
-
-    def tell(self) -> int:
-        return self._size
-
-    @property
-    def sha256(self) -> str:
-        """The hexadecimal SHA-256 of all bytes written so far."""
-        return self._hash.hexdigest()
+def sealed(content: dict[str, Any]) -> bytes:
+    """`content` as indented JSON with its own checksum as the last field. One content has one form."""
+    body = json_bytes(content, indent=2)
+    digest = hashlib.sha256(body).hexdigest()
+    return body.removesuffix(b"\n}") + f',\n  "{CHECKSUM}": "{digest}"\n}}\n'.encode()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically."""
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write sealed JSON, atomically."""
     with atomic_file(path) as file:
-        file.write(json_bytes(value, indent=2) + b"\n")
+        file.write(sealed(content))
 
 
-def json_bytes(value: Any, indent: int | None = None) -> bytes:
-    """JSON in UTF-8. Bytes of file names that are not UTF-8, which Python keeps as half surrogate pairs, are written as
-    escapes, and read back as they were."""
-    return json.dumps(value, indent=indent, ensure_ascii=False).encode(errors="backslashreplace")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`; ArtifactError if it cannot be read."""
+def read_sealed(path: Path, fields: type, cure: str) -> dict[str, Any]:
+    """The content of sealed JSON. ArtifactError that ends with `cure` if it is damaged, or if a field is not as `fields`, a
+    TypedDict, declares it. OSError if it cannot be opened."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_JSON)
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); make it again with --overwrite") from error
+        content = json.loads(data)
+        intact = isinstance(content, dict) and content.pop(CHECKSUM, None) is not None and sealed(content) == data
+    except (ValueError, RecursionError):
+        intact = False
+    if not intact:
+        raise ArtifactError(f"{path} is damaged or was edited: it is not what its checksum says; {cure}")
+    try:
+        convert(content, fields)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is not what this version of qf writes: {error}; {cure}") from error
+    return content
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether `path` holds JSON that qf sealed, and nothing has changed since."""
+    try:
+        read_sealed(path, dict, "")
+    except (OSError, ArtifactError):
+        return False
+    return True
+
+
+def bears_seal(path: Path) -> bool:
+    """Whether qf sealed the file, even if it has changed since."""
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 128))
+            return f'"{CHECKSUM}": "'.encode() in file.read(128)
+    except (OSError, ValueError):
+        return False
+
+
+# ---- manifests -------------------------------------------------------------------------------------------------------
 
 
 def has_manifest(folder: Path) -> bool:
@@ -107,60 +127,102 @@ def has_manifest(folder: Path) -> bool:
 
 
 def is_artifact(folder: Path) -> bool:
-    """Whether `folder` holds an artifact that qf made."""
-    try:
-        return bool(read_manifest(folder))
-    except ArtifactError:
-        return False
+    """Whether `folder` holds an artifact that qf made, even if it is damaged."""
+    return bears_seal(folder / MANIFEST)
 
 
 def write_manifest(folder: Path, kind: Kind, content: dict[str, Any]) -> None:
     """Declare `folder` a finished artifact of `kind`. Call it last."""
-    write_json(folder / MANIFEST, {"kind": kind.name, "version": VERSION, **content})
+    write_sealed(folder / MANIFEST, {"kind": kind.name, "version": VERSION, **content})
 
 
 def read_manifest(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
-    """The manifest of `folder`. ArtifactError if there is none, or if it is not of `kind`; the message names the command
-    that makes one. Without `kind` any kind is taken, and its fields are not checked."""
+    """The manifest of `folder`. ArtifactError if there is none, if it is damaged, or if it is not of `kind`; the message names
+    the command that makes one. Without `kind` any kind is taken, and its fields are not checked."""
     if folder.is_file():
         raise ArtifactError(f"{folder} is a file, not a folder; give the folder of the artifact")
     if not has_manifest(folder):
         state = "is unfinished" if folder.is_dir() and any(folder.iterdir()) else "does not exist or is empty"
         command = f"; make it with `{kind.command}`" if kind else ""
         raise ArtifactError(f"{kind.name if kind else 'artifact'} folder {folder} {state} (no {MANIFEST}){command}")
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    known = isinstance(manifest, dict) and manifest.get("version") == VERSION and isinstance(manifest.get("kind"), str)
-    if known and kind and manifest["kind"] != kind.name:
+    path, cure = folder / MANIFEST, f"make it again{f' with `{kind.command}`' if kind else ''} and --overwrite"
+    manifest = read_sealed(path, _Any, cure)
+    if manifest["version"] != VERSION:
+        raise ArtifactError(f"{path} was written by another version of qf ({manifest['version']}); {cure}")
+    if kind and manifest["kind"] != kind.name:
         raise ArtifactError(f"{folder} holds {manifest['kind']}, not {kind.name}; make that with `{kind.command}`")
-    if not known or (kind and not _holds(manifest, kind.fields)):
-        raise ArtifactError(
-            f"{folder / MANIFEST} is not a manifest that this version of qf understands; make it again with --overwrite"
-        )
-    return manifest
+    return read_sealed(path, kind.fields, cure) if kind else manifest
 
 
-def _holds(value: Any, fields: Mapping[str, type]) -> bool:
-    """Whether `value` is an object whose fields have these types. Each entry of a list must describe a file (FILE)."""
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name), kind) and (kind is not list or all(_holds(part, FILE) for part in value[name]))
-        for name, kind in fields.items()
-    )
-
-
-def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def described(path: Path) -> dict[str, Any]:
     """A file of an artifact as manifests list it: {file, bytes, sha256}."""
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    digest, status = _digest(path)
+    return {"file": path.name, "bytes": status.st_size, "sha256": digest}
 
 
-def sha256_json(value: Any) -> str:
-    """The hexadecimal SHA-256 of a JSON value. Spaces and the order of keys do not change it."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def file_problem(folder: Path, entry: dict[str, Any]) -> str | None:
+    """The difference between a file and its entry in the manifest, in words, or None. Reads the whole file."""
+    path = folder / entry["file"]
+    try:
+        digest, status = _digest(path)
+    except FileNotFoundError:
+        return f"{path} is missing"
+    if status.st_size != entry["bytes"]:
+        return f"{path} has {status.st_size} bytes, not {entry['bytes']}"
+    return None if digest == entry["sha256"] else f"{path} has changed: its SHA-256 is not the manifest's"
+
+
+def check_files(folder: Path, entries: Iterable[dict[str, Any]], cure: str) -> set[str]:
+    """Compare files with their entries in the manifest. ArtifactError that ends with `cure` if one is missing or has changed.
+
+    Checksums are computed once: `remember` notes what is known of a file, and it counts as long as size and time of the file
+    stay. Returns the names of the files that were not known; the caller looks at them closely, then calls `remember`."""
+    entries, known = list(entries), _known(folder)
+    unknown = {entry["file"]: entry for entry in entries if known.get(entry["file"]) != _mark(folder, entry)}
+    if (count := sum(entry["bytes"] for entry in unknown.values())) > LONG_CHECK:
+        log.warning("checking %s in %s, once", size(count), folder)
+    for entry in unknown.values():
+        if problem := file_problem(folder, entry):
+            raise ArtifactError(f"{problem}; {cure}")
+    return set(unknown)
+
+
+def remember(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Note that these files are as the manifest says. A folder that cannot be written is checked each time."""
+    known = _known(folder)
+    marks = known | {entry["file"]: mark for entry in entries if (mark := _mark(folder, entry))}
+    if marks != known:
+        with suppress(OSError):
+            write_sealed(folder / CHECKED, marks)
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    """The marks of the files that were checked before; nothing if there is no note of it, or a damaged one."""
+    try:
+        return read_sealed(folder / CHECKED, dict[str, list[int | str]], "")
+    except (OSError, ArtifactError):
+        return {}
+
+
+def _mark(folder: Path, entry: dict[str, Any]) -> list[Any] | None:
+    """The facts that stay the same as long as nobody writes the file; None if there is no such file."""
+    try:
+        status = os.stat(folder / entry["file"])
+    except FileNotFoundError:
+        return None
+    return [entry["sha256"], status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _digest(path: Path) -> tuple[str, os.stat_result]:
+    """The hexadecimal SHA-256 of a file, and its status."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno())
+
+
+# ---- differences -----------------------------------------------------------------------------------------------------
 
 
 def without(value: dict[str, Any], name: str) -> dict[str, Any]:
@@ -178,19 +240,3 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
         elif a != b:
             return f"{key} was {a!r} and is now {b!r}"
     return None
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock `folder` for this process; ArtifactError if another process holds the lock.
-
-    The operating system releases the lock when the process ends, also after kill -9."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ArtifactError(
-                f"another qf is writing {folder}; wait for it, or choose another --workspace"
-            ) from error
-        yield

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .options import Panel, option
+from .options import Panel, hidden, option
 
 WHAT, SPLITS = Panel(1, "What is read"), Panel(2, "Splits")
 STORAGE, SPEED = Panel(3, "What is stored"), Panel(4, "Speed and limits")
@@ -14,11 +14,18 @@ WORKSPACE = Path("qf-out")
 class ReadOptions:
     """The parts of reading a dataset that the data does not define. Fractions are of all records, drawn by a hash of the key."""
 
-    images: Path | None = option(None, "Folder that image paths are relative to, and may not leave.", panel=WHAT)
+    images: Path | None = option(None, "Folder that image paths are relative to.", panel=WHAT)
+    confine: bool = option(False, "Refuse paths and links that lead out of the dataset's folder.", panel=WHAT)
     image_column: str | None = option(None, "Column with the image, if its name is unusual.", panel=WHAT)
     caption_column: str | None = option(None, "Column with the caption or captions.", panel=WHAT)
     split_column: str | None = option(None, "Column with train, val or test.", panel=WHAT)
     key_column: str | None = option(None, "Column with a unique key; the image's name unless given.", panel=WHAT)
+    no_header: bool = option(
+        False,
+        "The table has no line of column names; columns are named 1, 2, 3 ….",
+        flags=("--no-header",),
+        panel=WHAT,
+    )
     val_fraction: float = option(
         0.05,
         "Share of the records for validation, where the data names no split, or train alone.",
@@ -30,6 +37,7 @@ class ReadOptions:
     redraw_splits: bool = option(
         False, "Draw the splits by these shares, even where the data names them.", panel=SPLITS
     )
+    names_stay: bool = hidden(False)  # whether image names may not leave the folder, as in a folder's own metadata
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ is decoded and made upright RGB, as WebP 17, as JPEG 2000 20 (measured), and 3 t
 import errno
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from .lfs import CURE, is_lfs_pointer, is_lfs_text
 
 # the raster formats that datasets come in; Pillow opens more, among them ones that start other programs (EPS: Ghostscript)
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -40,7 +43,7 @@ def load_image(source: Path | bytes) -> Image.Image:
     """The picture in `source`, upright, first frame, RGB. UnreadableImage with the reason if there is none.
 
     Transparency is laid on white, as transformers' processors do. They take the stored picture as it is, so theirs
-    equals ours on the upright one; 16-bit greys, which they clip at 255, keep their upper eight bits here."""
+    equals ours on the upright one; deeper greys, which they clip at 255, are scaled to eight bits here."""
     try:
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if not 0 < size <= MAX_BYTES:
@@ -55,13 +58,16 @@ def load_image(source: Path | bytes) -> Image.Image:
     except IsADirectoryError as error:
         raise UnreadableImage("a folder, not a picture") from error
     except UnidentifiedImageError as error:
+        if is_lfs_text(source) if isinstance(source, bytes) else is_lfs_pointer(source):
+            raise UnreadableImage(CURE) from error
         raise UnreadableImage(f"not an image that qf reads ({', '.join(IMAGE_FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"more than {MAX_PIXELS} pixels") from error
     except Exception as error:  # damaged bytes raise errors of any type; none may end an extraction
         if getattr(error, "errno", None) in PASSING:
             raise
-        raise UnreadableImage(f"damaged image: {str(error) or type(error).__name__}") from error
+        truncated = "truncated" in str(error).lower()
+        raise UnreadableImage(f"damaged image: {'it is truncated' if truncated else 'it cannot be decoded'}") from error
 
 
 def _decoded(source: Path | bytes) -> Image.Image:
@@ -85,16 +91,44 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """A plain RGB picture. It is converted strip by strip, so that a large picture needs no second copy."""
     rgb = Image.new("RGB", image.size)
-    rows = max(1, STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        if strip.mode.startswith("I"):  # 16 bits a channel: convert("RGB") would clip them at 255
-            strip = Image.fromarray((np.asarray(strip).clip(0, 0xFFFF).astype(np.uint16) >> 8).astype(np.uint8))
-        elif "A" in strip.getbands() or strip.info.get("transparency") is not None:
-            white = Image.new("RGBA", strip.size, "white")
-            strip = Image.alpha_composite(white, strip.convert("RGBA"))
+    deep = image.mode.startswith(("I", "F"))  # more than eight bits: convert("RGB") would clip them at 255
+    black, white = _range(image) if deep else (0, 0)
+    for top, strip in _strips(image):
+        if deep:
+            levels = (np.nan_to_num(np.asarray(strip, np.float64), nan=black) - black) * (256 / (white - black))
+            strip = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+        elif "A" in strip.getbands() or "a" in strip.getbands() or strip.info.get("transparency") is not None:
+            ground = Image.new("RGBA", strip.size, "white")
+            strip = Image.alpha_composite(ground, strip.convert("RGBA"))
         rgb.paste(strip.convert("RGB"), (0, top))
     return rgb
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture cut into strips, each with its first row."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The values of a deep grey that become black and just above white. UnreadableImage if it holds no number.
+
+    For integers they are those of 8, 10, 12 or 16 bits, whichever hold all its values; for floats 0 and 1, 255 or 65535,
+    where it is clear which. For any other picture they are its own lowest and highest value."""
+    values = (np.asarray(strip, np.float64) for _, strip in _strips(image))
+    finite = [part[np.isfinite(part)] for part in values]
+    low = min((part.min() for part in finite if part.size), default=np.inf)
+    high = max((part.max() for part in finite if part.size), default=-np.inf)
+    if low > high:
+        raise UnreadableImage("its pixels hold no numbers")
+    if low >= 0 and image.mode == "F":
+        for limit in (1, 255, 65535):
+            if limit / 10 < high <= limit:
+                return 0, limit * 256 / 255
+    elif low >= 0 and high < 2**16:
+        return 0, next(2**bits for bits in (8, 10, 12, 16) if high < 2**bits)
+    return low, low + (high - low or 1) * 256 / 255
 
 
 def thumbnail(image: Image.Image, size: int = THUMBNAIL_SIZE) -> bytes:

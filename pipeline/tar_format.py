@@ -2,6 +2,7 @@
 
 Read by hand: ten million samples are thirty million members, and a truncated or damaged tar must tell where it breaks off."""
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ BLOCK = 512  # bytes
 ZEROS = bytes(BLOCK)
 REGULAR = (b"0", b"\0", b"7")  # types of regular files
 MAX_HEADER = 2**20  # bytes of an extended header
+MAX_DIGITS = 18  # of a decimal number
+MAX_ZEROS = 2**26  # bytes between joined tars, and after the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ def tar_members(fd: int) -> Iterator[Member]:
     end = os.fstat(fd).st_size
     at, long_name, attributes = 0, b"", dict[bytes, bytes]()
     closed = False  # a block of zeros ends a tar
+    zeros = 0  # bytes
     while True:
         header = os.pread(fd, BLOCK, at)
         if len(header) < BLOCK:
@@ -40,7 +44,9 @@ def tar_members(fd: int) -> Iterator[Member]:
                 return
             raise DamagedTar(f"truncated after {end:,} bytes" if end else "empty file")
         if closed := header == ZEROS:
-            at += BLOCK
+            at, zeros = at + BLOCK, zeros + BLOCK
+            if zeros > MAX_ZEROS:
+                at, zeros = _after_hole(fd, at), 0
             continue
         size = _number(header[124:136], at)
         kind = header[156:157]
@@ -74,6 +80,20 @@ def tar_members(fd: int) -> Iterator[Member]:
         at = data + -(-size // BLOCK) * BLOCK
 
 
+def _after_hole(fd: int, at: int) -> int:
+    """The block of the next data behind a hole in a sparse file; the end of the file if there is none. DamagedTar if `at`
+    is in no hole."""
+    try:
+        found = os.lseek(fd, at, os.SEEK_DATA) // BLOCK * BLOCK
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # the file system knows no holes
+            raise DamagedTar(f"zeros up to byte {at:,}, the rest is not read") from error
+        return os.fstat(fd).st_size
+    if found <= at:
+        raise DamagedTar(f"zeros up to byte {at:,}, the rest is not read")
+    return found
+
+
 def _number(field: bytes, at: int) -> int:
     """A number in octal digits, or in GNU's base 256 if it is too large for them."""
     if field[0] == 0x80:
@@ -85,7 +105,7 @@ def _number(field: bytes, at: int) -> int:
 
 
 def _decimal(text: bytes, at: int) -> int:
-    if not text.isdigit() or len(text) > 18:
+    if not text.isdigit() or len(text) > MAX_DIGITS:
         raise DamagedTar(f"damaged at byte {at:,}: no number where one belongs")
     return int(text)
 
@@ -93,12 +113,14 @@ def _decimal(text: bytes, at: int) -> int:
 def _attributes(value: bytes, at: int) -> dict[bytes, bytes]:
     """The attributes in lines of `LENGTH KEY=VALUE`. LENGTH counts the bytes of the whole line."""
     found = {}
-    while value.strip(b"\0"):
-        length, space, _ = value.partition(b" ")
+    value = value.rstrip(b"\0")
+    start = 0
+    while start < len(value):
+        length = value[start : start + MAX_DIGITS].partition(b" ")[0]
         size = _decimal(length, at)
-        key, equals, text = value[len(length) + 1 : size - 1].partition(b"=")
-        if not space or not equals or not len(length) + 1 < size <= len(value):
+        key, equals, text = value[start + len(length) + 1 : start + size - 1].partition(b"=")
+        if not equals or not len(length) + 1 < size <= len(value) - start:
             raise DamagedTar(f"damaged at byte {at:,}: no attributes where they belong")
         found[key] = text
-        value = value[size:]
+        start += size
     return found

@@ -1,10 +1,10 @@
-"""Where features, runs and the index lie in a workspace, what is there, and which run was last. Standard library only."""
+"""Where features, runs and the index lie in a workspace, what is there, and which run was last. Standard library and msgspec only."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from .artifacts import LOCK, MANIFEST, has_manifest, read_manifest
+from .artifacts import bears_seal, has_manifest, read_manifest
 from .errors import ArtifactError, QfError
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Workspace:
     def run(self, name: str | None = None) -> Path:
         """The folder of the run of that name, or of the one that finished last. QfError if there is none."""
         if name is not None:
-            if not name or name in (".", "..") or Path(name).name != name:
+            if not name or name.startswith(".") or Path(name).name != name:
                 raise QfError(f"{name!r} is not the name of a run: give the name of a folder in {self.runs}")
             return self.runs / name
         latest = self.latest_run()
@@ -47,12 +47,16 @@ class Workspace:
     def latest_run(self) -> Path | None:
         """The run that finished last, or None. Damaged runs are skipped with a warning."""
         finished = {}
-        for path in self.runs.glob(f"*/{MANIFEST}"):
+        for run in filter(has_manifest, self._run_folders()):
             try:
-                finished[path.parent] = str(read_manifest(path.parent).get("finished", ""))
+                finished[run] = str(read_manifest(run).get("finished", ""))
             except ArtifactError as error:
                 log.warning("%s", error)
         return max(finished, key=lambda run: finished[run], default=None)
+
+    def _run_folders(self) -> list[Path]:
+        """The folders of runs, without hidden ones, in which replacements are built."""
+        return sorted(path for path in self.runs.glob("*") if not path.name.startswith("."))
 
     def artifacts(self) -> list[Path]:
         """The finished artifacts of the workspace, or the workspace's own folder if that is an artifact itself.
@@ -60,7 +64,7 @@ class Workspace:
         Unfinished ones are logged as warnings. QfError if nothing is finished."""
         if has_manifest(self.folder) or self.folder.is_file():
             return [self.folder]
-        every = [self.features, *sorted(self.runs.glob("*")), self.index]
+        every = [self.features, *self._run_folders(), self.index]
         finished = [part for part in every if has_manifest(part)]
         unfinished = [part for part in (self.folder, *every) if _unfinished(part)]
         if not finished and unfinished:
@@ -73,6 +77,5 @@ class Workspace:
 
 
 def _unfinished(folder: Path) -> bool:
-    """Whether qf began an artifact there: it holds qf's lock and a plan or a configuration, and no manifest."""
-    begun = (folder / "plan.json").is_file() or (folder / "config.json").is_file()
-    return begun and (folder / LOCK).is_file() and not has_manifest(folder)
+    """Whether qf began an artifact there: it holds a plan or a configuration that qf sealed, and no manifest."""
+    return not has_manifest(folder) and any(bears_seal(folder / name) for name in ("plan.json", "config.json"))

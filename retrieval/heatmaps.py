@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..pipeline.artifacts import atomic_file
+from ..pipeline.files import atomic_file
 from ..pipeline.formatting import plain
 from .explain import Explanation
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pipeline.artifacts import atomic_file
+from ..pipeline.files import atomic_file
 from ..pipeline.formatting import plain
 from .searcher import Hit
 

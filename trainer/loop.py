@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..pipeline.errors import TrainingError
 from .config import LoopConfig
 from .distributed.processes import ALONE, Processes
-from .runs.checkpoints import FOLDER, TrainState, load_checkpoint, save_best, save_checkpoint, steps
+from .manifest import CHECKPOINTS
+from .runs.checkpoints import TrainState, drop_damaged_best, load_last_checkpoint, save_best, save_checkpoint
 from .runs.log import Log, Report, no_report
 
 Batch = TypeVar("Batch", bound=Sized)  # its length is the number of its image-text pairs
@@ -90,15 +91,17 @@ def train_stage(
 
     Rank 0 writes the log and the checkpoints, and calls `report` with each line. `writer` is the class of `summary_writer`.
     TrainingError if a loss, a gradient or a weight is no longer finite."""
-    model, checkpoints = stage.model, folder / FOLDER
+    model, checkpoints = stage.model, folder / CHECKPOINTS
     steps_per_epoch = stage.batches_per_epoch / config.accumulate
     total = planned_steps(stage.batches_per_epoch, config)
     validate_every = config.validate_every or max(1, round(steps_per_epoch))
-    optimizer, state = make_optimizer(model, config), TrainState()
-    if saved := steps(checkpoints):
-        state = load_checkpoint(saved[-1], model, optimizer, device)
+    optimizer = make_optimizer(model, config)
+    state = load_last_checkpoint(checkpoints, model, optimizer, device)
+    if processes.first:
+        drop_damaged_best(checkpoints, state)
+    state.stale = processes.number(state.stale, device)
     start, began = state.step, time.perf_counter() - state.seconds
-    meter = Meter(stage.losses, device, state)
+    meter = Meter(stage.losses, device, state, processes)
     data = closing(stage.batches(start * config.accumulate, total * config.accumulate))
     logged = Log(folder, start, state.seconds, total, report, writer) if processes.first else nullcontext()
 
@@ -146,7 +149,7 @@ def train_stage(
 
             ends = done == total or out_of_patience(state, config)
             if log_now or ends:  # once in a while: how far are we?
-                losses, rates = meter.take(state, processes)
+                losses, rates = meter.take(state)
                 line = {
                     "step": done,
                     "epoch": round(done / steps_per_epoch, 3),
@@ -162,17 +165,24 @@ def train_stage(
                 log.write({"step": done, "split": "val", **metrics, "best": best})
 
             state.seconds = time.perf_counter() - began
-            if (save_now or ends) and processes.first:  # once in a while: a place to resume from
-                save_checkpoint(checkpoints, model, optimizer, state, config.keep)
+            if save_now or ends:  # once in a while: a place to resume from
+                state.losses = meter.totals()
+                if processes.first:
+                    save_checkpoint(checkpoints, model, optimizer, state, config.keep)
     return state
 
 
 class Meter:
     """Losses, gradient norms and rates since the last line of the log. The losses are summed on the device."""
 
-    def __init__(self, names: Sequence[str], device: torch.device, state: TrainState) -> None:
-        self.names, self.device = names, device
+    def __init__(self, names: Sequence[str], device: torch.device, state: TrainState, processes: Processes) -> None:
+        """A run that resumes between two lines takes up the sums of its checkpoint."""
+        self.names, self.device, self.processes = names, device, processes
         self._begin(state)
+        for name, (total, weight) in state.losses.items():
+            self.weights[name] = weight
+            if processes.first:
+                self.losses[name] += total
 
     def _begin(self, state: TrainState) -> None:
         self.losses = {name: torch.zeros((), device=self.device) for name in self.names}
@@ -190,12 +200,16 @@ class Meter:
         """(losses + 1,): this process's sum of each loss, and of the gradient norms."""
         return torch.stack([*self.losses.values(), self.gradient])
 
-    def take(self, state: TrainState, processes: Processes) -> tuple[dict[str, float | None], dict[str, float]]:
+    def totals(self) -> dict[str, tuple[float, float]]:
+        """The sum of each loss over all processes, and its weight. All processes call it. Waits for the device."""
+        sums = dict(zip(self.names, self.processes.total(self.sums()).tolist(), strict=False))
+        return {name: (sums[name], self.weights[name]) for name in self.names}
+
+    def take(self, state: TrainState) -> tuple[dict[str, float | None], dict[str, float]]:
         """The mean of each loss, None if it was not trained, with their total; and the rates. Then begins anew.
 
         All processes call it. Waits for the device."""
-        sums = dict(zip(self.names, processes.total(self.sums()).tolist(), strict=False))
-        means = {name: sums[name] / weight for name, weight in self.weights.items() if weight}
+        means = {name: total / weight for name, (total, weight) in self.totals().items() if weight}
         seconds = time.perf_counter() - self.since
         losses = {name: round(means[name], 5) if name in means else None for name in self.names}
         rates = {

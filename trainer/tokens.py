@@ -16,8 +16,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
 from tokenizers.trainers import WordPieceTrainer
 
-from ..pipeline.artifacts import atomic_file
 from ..pipeline.errors import ArtifactError
+from ..pipeline.files import atomic_file
 
 SPECIAL = PAD, UNK, CLS, SEP, MASK, DEC = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
 MAX_LETTERS = 1000  # letters in a vocabulary that is trained

@@ -4,34 +4,65 @@ Each is read whole: memory is about ten times a JSON file's size, five times tha
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from .records import Record, image_folder, split_of, splits_in_names, texts
+from .captions import texts
+from .columns import image_name
+from .documents import document_rows
+from .names import image_folder, images_below, names_in
+from .records import Record, bounds_of, split_of, splits_in_names
 from .rows import json_document, text_lines
 from .sources import ImageFile
-from .tables import read_rows
+from .tables import Table, read_joined, splits_of_files
 
 
 def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, Iterator[Record]]:
-    """Kind, a description, and the records of JSON documents: COCO captions (one or several files), a Karpathy split, or
-    an array of objects, which is a table. DatasetError if one is none of these."""
+    """Kind, a description, and the records of JSON documents: COCO captions, a Karpathy split, or documents that hold rows
+    of a table. COCO captions and tables may be several files. DatasetError if one is none of these."""
     documents = [json_document(path) for path in paths]
     first = documents[0]
-    if len(paths) == 1 and isinstance(first, list):
-        found, records = read_rows(paths[0], iter(first), options)
-        return "json", found, records
-    for path, document in zip(paths, documents, strict=True):
-        if not isinstance(document, dict) or not _objects(document.get("images")):
-            raise DatasetError(
-                f"{path} is no caption JSON that qf knows: COCO captions, a Karpathy split, or an array of objects"
-            )
-    if len(paths) == 1 and any("sentences" in image for image in first["images"]):
+    if all(_is_coco(document) for document in documents):
+        return "coco", *_coco(documents, paths, options)
+    if len(paths) == 1 and _is_karpathy(first):
         return "karpathy", *_karpathy(first["images"], paths[0], options)
-    return "coco", *_coco(documents, paths, options)
+    every = zip(paths, documents, splits_of_files(paths), strict=True)
+    tables = [
+        Table(path, partial(iter, document_rows(document, path, options)), split) for path, document, split in every
+    ]
+    return "json", *read_joined(tables, options)
+
+
+def caption_document(document: Any, path: Path, options: ReadOptions) -> Sequence[Any] | None:
+    """The rows of a JSON document that is a table; None for COCO captions and a Karpathy split. DatasetError if it is none
+    of these."""
+    if _is_coco(document):
+        _check_captions(document, path)
+        return None
+    return None if _is_karpathy(document) else document_rows(document, path, options)
+
+
+def _check_captions(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The annotations of a COCO document. DatasetError if they are no captions."""
+    annotations = document.get("annotations")
+    if not _objects(annotations) or not any("caption" in annotation for annotation in annotations):
+        raise DatasetError(f"{path} holds no captions; name COCO's captions_*.json, not its boxes or key points")
+    return annotations
+
+
+def _is_coco(document: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a document has images with their ids, and annotations of these."""
+    return isinstance(document, dict) and _objects(document.get("images")) and "annotations" in document
+
+
+def _is_karpathy(document: Any) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(document, dict) or not _objects(document.get("images")):
+        return False
+    return any("sentences" in image for image in document["images"])
 
 
 def _objects(value: Any) -> TypeGuard[list[dict[str, Any]]]:
@@ -45,9 +76,7 @@ def _coco(
     entries: list[tuple[str, list[str], str | None, Path]] = []  # name, captions, split, folder
     orphans = 0
     for document, path, split in zip(documents, paths, splits_in_names([path.name for path in paths]), strict=True):
-        annotations = document.get("annotations")
-        if not _objects(annotations) or not any("caption" in annotation for annotation in annotations):
-            raise DatasetError(f"{path} holds no captions; name COCO's captions_*.json, not its boxes or key points")
+        annotations = _check_captions(document, path)
         captions: dict[str, list[str]] = {str(image.get("id")): [] for image in document["images"]}
         for annotation in annotations:
             if (belongs := captions.get(str(annotation.get("image_id")))) is None:
@@ -80,23 +109,23 @@ def _karpathy(images: Sequence[dict[str, Any]], path: Path, options: ReadOptions
 
 
 def _folder(path: Path, parts: Sequence[str], names: Sequence[str], options: ReadOptions) -> Path:
-    """Where the images are: --images, the file's folder or a usual folder in it. Beside `annotations/` too, as COCO is
-    unpacked: `annotations/captions_val2017.json` and `val2017/`. `parts` are more usual folders."""
+    """Where the images are: --images, one of its folders `parts`, or a folder near the file."""
     if options.images:
-        return next((options.images / part for part in parts if (options.images / part).is_dir()), options.images)
-    tops = [path.parent, path.parent.parent] if path.parent.name == "annotations" else [path.parent]
-    more = [top / part for top in tops for part in (*parts, "images")]
-    return image_folder(path.parent, names[:100], [*more, *tops])
+        top = next((options.images / part for part in parts if (options.images / part).is_dir()), options.images)
+        return images_below(top, names[:100])
+    return image_folder(path, names[:100])
 
 
 def _record(
     number: int, name: str, captions: list[str], split: str | None, folder: Path, options: ReadOptions
 ) -> Record:
-    name = name.strip()
+    name = image_name(name) or ""
     if not name:
         return Record(f"image {number}", "", None, (), "train", f"image {number} has no file name")
-    problem = "" if captions else "no caption"
-    return Record(name, name, ImageFile(str(folder), name), tuple(captions), split_of(name, split, options), problem)
+    match = names_in(str(folder)).find(name)
+    problem = match.problem or ("" if captions else "no caption")
+    source = ImageFile(str(folder), match.name, bounds_of(options))
+    return Record(name, name, source, tuple(captions), split_of(name, split, options), problem)
 
 
 def read_flickr_tokens(path: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
@@ -115,7 +144,7 @@ def read_flickr_tokens(path: Path, options: ReadOptions) -> tuple[str, Iterator[
                     raise DatasetError(
                         f"{path}, line {number}: expected NAME.jpg#0, a tab and a caption, as Flickr8k.token.txt has"
                     )
-                captions.setdefault(name.rsplit("#", 1)[0].strip(), []).extend(texts(caption))
+                captions.setdefault(image_name(name.rsplit("#", 1)[0]) or "", []).extend(texts(caption))
         folder = _folder(path, [], list(captions)[:100], options)
         for number, (name, found) in enumerate(captions.items()):
             record = _record(number, name, found, splits.get(name) if splits else None, folder, options)

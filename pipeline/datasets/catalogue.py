@@ -9,8 +9,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 import polars as pl
@@ -19,9 +20,10 @@ import pyarrow as pa
 from ..errors import DatasetError
 from ..formatting import encodable
 from ..schema import SPLITS, TYPES
+from .captions import MAX_CAPTIONS, TOO_LONG, TOO_MANY, usable
 from .records import Record
-from .sources import ImageFile, ImageSource, ParquetCell, TarSlice
-from .spool import spool
+from .sources import Bounds, FileSlice, ImageFile, ImageSource, ParquetCell, SpooledSlice
+from .spool import PictureSpool, spool
 
 BATCH = 4096  # records in a batch of the file, the last one excepted
 CATALOGUE = pa.schema(
@@ -35,14 +37,15 @@ CATALOGUE = pa.schema(
         ("extent", pa.int64()),
     ]
 )
-Place = tuple[type, str, str]
+Place = tuple[type, str | PictureSpool, str]
 
 
 class Catalogue(Sequence[Record]):
     """Records in their order, counted and checked: DatasetError if two have one key.
 
     `sha256` is that of the JSON list of `[key, image, captions, split]`; `splits` and `captions` count, split by split,
-    the records without a problem and their captions. Where these all are of `train`, `draw` gives every key its split."""
+    the records without a problem and their captions; `left_out` counts things of records that are not used. Where all these
+    records are of `train`, `draw` gives every key its split."""
 
     def __init__(self, records: Iterable[Record], draw: Callable[[str], str] | None = None) -> None:
         self._places: dict[Place, int] = {}
@@ -53,6 +56,7 @@ class Catalogue(Sequence[Record]):
         def batches() -> Iterator[pa.RecordBatch]:
             every = iter(records)
             while rows := list(islice(every, BATCH)):
+                rows = [_bounded(row) for row in rows]
                 try:
                     batch = self._batch(rows)
                 except UnicodeEncodeError:
@@ -66,11 +70,13 @@ class Catalogue(Sequence[Record]):
         self._length = tally.length
         self._places_by_number = list(self._places)
         self._check_unique(hashes)
+        left_out = tally.left_out
         if draw and tally.splits["train"] == sum(tally.splits.values()):
             self._draw, tally = draw, _Tally()
             for start in range(0, len(self), BATCH):
                 tally.add(self[start : start + BATCH])
         self.splits, self.captions, self.first_problem = tally.splits, tally.captions, tally.first_problem
+        self.left_out = left_out
         self.sha256 = tally.sha256
 
     def _batch(self, rows: list[Record]) -> pa.RecordBatch:
@@ -150,6 +156,7 @@ class _Tally:
         self.splits = dict.fromkeys(SPLITS, 0)
         self.captions = dict.fromkeys(SPLITS, 0)
         self.first_problem = ""
+        self.left_out: Counter[str] = Counter()
         self._digest = hashlib.sha256(b"[")
 
     def add(self, rows: list[Record]) -> None:
@@ -162,6 +169,7 @@ class _Tally:
             else:
                 self.splits[row.split] += 1
                 self.captions[row.split] += len(row.captions)
+            self.left_out.update(row.left_out)
 
     @property
     def sha256(self) -> str:
@@ -173,19 +181,35 @@ class _Tally:
 def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
     source = record.source
     if isinstance(source, ImageFile):
-        return (ImageFile, source.folder, ""), None if source.name == record.image else source.name, 0, 0
-    if isinstance(source, TarSlice):
-        return (TarSlice, source.tar, ""), None, source.offset, source.size
+        return (ImageFile, source.folder, source.bounds), None if source.name == record.image else source.name, 0, 0
+    if isinstance(source, FileSlice):
+        return (FileSlice, source.file, ""), None, source.offset, source.size
+    if isinstance(source, SpooledSlice):
+        return (SpooledSlice, source.spool, ""), None, source.offset, source.size
     if isinstance(source, ParquetCell):
         return (ParquetCell, source.file, source.column), None, source.group, source.row
     return None, None, 0, 0
 
 
 def _unpack(place: Place, name: str, start: int, extent: int) -> ImageSource:
-    kind, path, column = place
+    kind, path, column = place  # of a file: folder and bounds
+    if isinstance(path, PictureSpool):
+        return SpooledSlice(path, start, extent)
     if kind is ImageFile:
-        return ImageFile(path, name)
-    return TarSlice(path, start, extent) if kind is TarSlice else ParquetCell(path, column, start, extent)
+        return ImageFile(path, name, cast(Bounds, column))
+    return FileSlice(path, start, extent) if kind is FileSlice else ParquetCell(path, column, start, extent)
+
+
+def _bounded(record: Record) -> Record:
+    """The record without captions that are too long, or too many."""
+    captions, problem = usable(record.captions)
+    more = len(captions) - MAX_CAPTIONS
+    if not problem and more <= 0:
+        return record
+    if not captions:
+        return replace(record, captions=(), problem=record.problem or problem)
+    left_out = (*record.left_out, *[TOO_LONG] * (len(record.captions) - len(captions)), *[TOO_MANY] * more)
+    return replace(record, captions=tuple(captions[:MAX_CAPTIONS]), left_out=left_out)
 
 
 def _encodable(record: Record) -> Record:
@@ -194,6 +218,6 @@ def _encodable(record: Record) -> Record:
         encodable(text) for text in (record.key, record.image, record.problem, *record.captions)
     )
     source = record.source
-    if image != record.image or (isinstance(source, ImageFile) and source.name != image):
+    if image != record.image or (isinstance(source, ImageFile) and source.name != encodable(source.name)):
         source, problem = None, problem or "its name is no valid Unicode"
-    return Record(key, image, source, tuple(captions), record.split, problem)
+    return replace(record, key=key, image=image, source=source, captions=tuple(captions), problem=problem)

@@ -3,9 +3,10 @@
 The used columns of any table become the same few (`ROWS`), in a temporary file. Only a hash of each image's name stays in
 memory, to find the rows of one image. Memory: about 60 bytes a row, and the rows of a batch."""
 
+import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,36 @@ import pyarrow as pa
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import encodable
+from ..images import UnreadableImage
 from ..schema import TYPES
-from .records import CAPTION_NAMES, SPLIT_ALIASES, Record, image_folder, split_in_path, split_of, texts
-from .sources import ImageFile, ImageSource, ParquetCell
-from .spool import spool
+from .captions import CAPTION_NAMES, TOO_LONG, cell_captions, spells_lists
+from .embedded import picture_in
+from .names import image_folder, images_below, names_in, plain
+from .records import SPLIT_ALIASES, Record, bounds_of, split_in_path, split_of
+from .sources import ImageFile, ImageSource, load
+from .spool import PictureSpool, spool
 
 IMAGE_COLUMNS = (
     "image", "image_path", "file_name", "filename", "filepath", "file_path", "path", "file", "img", "image_name",
     "image_file", "image_filename", "img_path", "photo", "picture", "jpg", "jpeg", "png", "webp", "url", "image_url",
 )  # fmt: skip
 SPLIT_COLUMNS = ("split", "subset")
-KEY_COLUMNS = ("key",)
+KEY_COLUMNS = ("key", "__key__")
+USUAL = frozenset((*IMAGE_COLUMNS, *CAPTION_NAMES, *SPLIT_COLUMNS, *KEY_COLUMNS))
 ROWS = pa.schema(
     [
         *((name, TYPES[name]) for name in ("image", "captions", "split", "key")),  # no image: null
         ("file", pa.int32()),  # which of the table's files holds the picture; null: none
-        ("group", pa.int32()),  # row group in it
-        ("at", pa.int64()),  # row in the row group
+        ("group", pa.int32()),  # where it is there: row group and row, or size and byte
+        ("at", pa.int64()),
+        ("problem", pa.string()),  # why the row has no captions, or fewer
     ]
 )
+
+URLS = ("http://", "https://")
+BLANK = "rows without a caption that can be used"
 BATCH = 4096  # images whose rows are joined at once
+Picture = Callable[[int, int, int], ImageSource]  # the source of a picture inside, from the columns file, group, at
 
 
 @dataclass(frozen=True)
@@ -46,21 +57,35 @@ class TableColumns:
     captions: tuple[str, ...]
     split: str | None
     key: str | None
+    header: bool = True  # whether the table has a line of names; otherwise they are numbers from 1 on
+    lists: frozenset[str] = frozenset()  # caption columns whose cells spell lists, as text
 
     @classmethod
-    def choose(cls, names: Sequence[str], options: ReadOptions, path: Path) -> "TableColumns":
+    def choose(
+        cls, names: Sequence[str], options: ReadOptions, path: Path, first: Sequence[Any] = ()
+    ) -> "TableColumns":
         """The columns that the options name, or else the first usual name that is there, in upper or lower case.
 
-        The captions may stand in numbered columns (`caption_0`, `caption_1` …). DatasetError if a column is missing."""
+        The captions may stand in numbered columns (`caption_0`, `caption_1` …). DatasetError if a column is missing;
+        the `first` rows help to say why."""
         image = _pick(names, options.image_column, IMAGE_COLUMNS, "--image-column", path)
         caption = _pick(names, options.caption_column, CAPTION_NAMES, "--caption-column", path)
         captions = (caption,) if caption is not None else tuple(filter(_NUMBERED, names))
         for what, found in (("image", image is not None), ("caption", bool(captions))):
             if not found:
+                if any(is_url(cell) for row in first[:100] if isinstance(row, dict) for cell in row.values()):
+                    raise urls_inside(path)
                 raise DatasetError(f"{path} has no {what} column (it has {_list(names)}); name it with --{what}-column")
         assert image is not None
         split = _pick(names, options.split_column, SPLIT_COLUMNS, "--split-column", path)
         return cls(image, captions, split, _pick(names, options.key_column, KEY_COLUMNS, "--key-column", path))
+
+    def looking_at(self, rows: Iterable[Any]) -> "TableColumns":
+        """The same columns, with `lists` as the first rows of the table show them."""
+        some = [row for row in rows if isinstance(row, dict)]
+        return replace(
+            self, lists=frozenset(name for name in self.captions if spells_lists([row.get(name) for row in some]))
+        )
 
     @property
     def used(self) -> list[str]:
@@ -72,14 +97,32 @@ class TableColumns:
         captions = "caption column " if len(self.captions) == 1 else "caption columns "
         split = f"split column {self.split!r}" if self.split is not None else "no split column"
         key = f", key column {self.key!r}" if self.key is not None else ""
-        return f"image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}, {split}{key}"
+        lists = " (lists)" if self.lists else ""
+        header = "" if self.header else "no line of column names, "
+        return (
+            f"{header}image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}{lists}, {split}{key}"
+        )
 
-    def batch(self, rows: Sequence[dict[str, Any]], path: Path, **more: Sequence[Any]) -> pa.RecordBatch:
-        """Rows as objects -> a batch with the columns ROWS. `more` gives columns that the rows do not hold."""
+    def batch(
+        self,
+        rows: Sequence[dict[str, Any]],
+        path: Path,
+        pictures: PictureSpool | None = None,
+        **more: Sequence[Any],
+    ) -> pa.RecordBatch:
+        """Rows as objects -> a batch with the columns ROWS. Pictures in cells of text go to `pictures`. `more` gives
+        columns that the rows do not hold."""
         values: dict[str, Sequence[Any]] = {name: [None] * len(rows) for name in ROWS.names}
         try:
-            values["image"] = [image_name(row.get(self.image)) for row in rows]
-            values["captions"] = [[text for name in self.captions for text in texts(row.get(name))] for row in rows]
+            images = [picture_in(row.get(self.image)) if pictures else (None, row.get(self.image)) for row in rows]
+            values["image"] = [image_name(name) or (data and f"{path.name}#{_sha(data)}") for data, name in images]
+            if pictures and any(data for data, _ in images):
+                values["file"] = [data and 0 for data, _ in images]
+                values["group"] = [data and len(data) for data, _ in images]
+                values["at"] = [data and pictures.add(data) for data, _ in images]
+            found = [[cell_captions(row.get(name), name in self.lists) for name in self.captions] for row in rows]
+            values["captions"] = [[text for captions, _ in cells for text in captions] for cells in found]
+            values["problem"] = [next((problem for _, problem in cells if problem), None) for cells in found]
             if self.split is not None:
                 values["split"] = [_text(row.get(self.split)) for row in rows]
             if self.key is not None:
@@ -111,8 +154,22 @@ def _list(names: Sequence[str]) -> str:
 
 
 def image_name(value: Any) -> str | None:
-    """The name in a path, or in a Hugging Face struct with a path; None if it is blank."""
-    return (_text(value.get("path") if isinstance(value, dict) else value) or "").strip() or None
+    """The name in a path, or in a Hugging Face struct with a path, without `./` and doubled slashes; None if it is blank."""
+    name = (_text(value.get("path") if isinstance(value, dict) else value) or "").strip()
+    return plain(name) or None
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def is_url(value: Any) -> bool:
+    """Whether a value is a URL, in any case of its letters."""
+    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(URLS)
+
+
+def urls_inside(path: Path) -> DatasetError:
+    return DatasetError(f"{path} holds image URLs, which qf does not download; fetch them with img2dataset first")
 
 
 def _text(value: Any) -> str | None:
@@ -156,16 +213,58 @@ class Rows:
         return found
 
 
+def picture_digests(rows: Rows, picture: Picture) -> np.ndarray | None:
+    """A digest (uint64) of each picture inside whose name repeats, 0 for others; None if no name of such a picture does:
+    are they rows of one picture, or pictures of one name? Where all pictures of a name are equal, theirs is 0 too.
+
+    Reads the pictures of such names once, in their order; about 100 bytes of memory for each such row."""
+    order = np.sort(rows.names)
+    repeated = np.flatnonzero(np.isin(rows.names, order[1:][order[1:] == order[:-1]]))
+    if not len(repeated):
+        return None
+    digests = np.zeros(len(rows), np.uint64)
+    for start in range(0, len(repeated), BATCH):
+        part = repeated[start : start + BATCH]
+        for row, (*_, file, group, at, _) in zip(part.tolist(), rows.take(part), strict=True):
+            if file is not None:
+                digests[row] = _digest(picture(file, group, at))
+    several = _several(rows.names[repeated], digests[repeated])
+    digests[repeated[~several]] = 0
+    return digests
+
+
+def _digest(source: ImageSource) -> int:
+    """A hash of a picture inside; of its place if it cannot be read."""
+    try:
+        data = load(source)
+    except UnreadableImage:
+        data = repr(source).encode()
+    assert isinstance(data, bytes)
+    return int.from_bytes(hashlib.sha256(data).digest()[:8])
+
+
+def _several(names: np.ndarray, digests: np.ndarray) -> np.ndarray:
+    """Whether each name is that of more than one digest."""
+    pairs = np.unique(np.stack([names, digests]), axis=1)[0]
+    return np.isin(names, pairs[1:][pairs[1:] == pairs[:-1]])
+
+
 def grouped_records(
-    rows: Rows, paths: Sequence[Path], leaf: str, options: ReadOptions, digests: np.ndarray | None = None
+    rows: Rows,
+    paths: Sequence[Path],
+    picture: Picture | None,
+    options: ReadOptions,
+    digests: np.ndarray | None = None,
 ) -> Iterator[Record]:
     """A table's rows as records, one an image, in the order of their first rows.
 
-    `paths` are the table's files, `leaf` their column of pictures, `digests` (uint64, 0: none) those of the pictures
-    whose name repeats. Rows that name no image are records with a problem."""
-    first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0]]
-    folder = str(options.images or image_folder(paths[0].parent, first))
-    same = rows.names if digests is None else rows.names ^ digests
+    `paths` are the table's files; `picture` gives a picture inside one; `digests` (uint64, 0: none) are those of the
+    pictures whose name repeats. Rows that name no image are records with a problem."""
+    first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0] and row[4] is None]
+    folder = str(images_below(options.images, first) if options.images else image_folder(paths[0], first))
+    names = _files(rows, folder)
+    same = names if digests is None else names ^ digests
+    odd = names != rows.names  # rows whose image has another name on disk
     order = np.argsort(same, kind="stable")
     begins = np.flatnonzero(np.append(True, same[order][1:] != same[order][:-1])[: len(rows)])
     ends = np.append(begins[1:], len(rows))
@@ -175,42 +274,65 @@ def grouped_records(
         taken = np.concatenate(groups)
         numbered = zip(taken.tolist(), rows.take(taken), strict=True)
         for group in groups:
-            yield from _records([next(numbered) for _ in group], paths, leaf, folder, options, digests)
+            yield from _records([next(numbered) for _ in group], paths, picture, folder, options, digests, odd)
+
+
+def _files(rows: Rows, folder: str) -> np.ndarray:
+    """A hash (uint64) of each row's file: of the image's name, or of that which the file has if it is only nearly right."""
+    every, first, inverse = np.unique(rows.names, return_index=True, return_inverse=True)
+    files = every.copy()
+    for start in range(0, len(first), BATCH):
+        for number, (image, _, _, _, inside, *_) in enumerate(rows.take(first[start : start + BATCH]), start):
+            if image is not None and inside is None and not is_url(image):
+                match = names_in(folder).find(image)
+                if match.name != image:
+                    files[number] = pl.Series([match.name]).hash()[0]
+    return files[inverse]
 
 
 def _records(
     group: list[tuple[int, tuple[Any, ...]]],
     paths: Sequence[Path],
-    leaf: str,
+    picture: Picture | None,
     folder: str,
     options: ReadOptions,
     digests: np.ndarray | None,
+    odd: np.ndarray,
 ) -> Iterator[Record]:
     """Rows whose hashes are equal: one image, a row without one, or names whose hashes happen to meet."""
     images: dict[Any, list[tuple[int, tuple[Any, ...]]]] = {}
     for number, row in group:
-        images.setdefault(number if row[0] is None else row[0], []).append((number, row))
+        file = names_in(folder).find(row[0]).name if odd[number] else row[0]
+        images.setdefault(number if row[0] is None else file, []).append((number, row))
     for every in images.values():
-        number, (image, _, _, key, file, part, at) = every[0]
+        number, (image, _, _, key, file, part, at, _) = every[0]
         if image is None:
-            problem = f"row {number + 1} of {paths[0].name} names no image"
+            files = paths[0].name if len(paths) == 1 else f"{paths[0].name} … {paths[-1].name}"
+            problem = f"row {number + 1} of {files} names no image"
             yield Record(f"row {number + 1}", "", None, (), "train", problem)
             continue
-        if file is None and image.startswith(("http://", "https://")):
-            raise DatasetError(
-                f"{paths[0]} holds image URLs, which qf does not download; fetch them with img2dataset first"
-            )
+        if file is None and is_url(image):
+            raise urls_inside(paths[0])
         captions = tuple(text for _, row in every for text in row[1])
-        problem = "" if captions else "no caption"
+        left_out: tuple[str, ...] = ()
+        if captions:
+            problem = ""
+            left_out = tuple(TOO_LONG if row[1] else BLANK for _, row in every if row[-1] or not row[1])
+        else:
+            problem = next((row[-1] for _, row in every if row[-1]), "no caption")
         named = (row[2].strip() for _, row in every if row[2] and row[2].strip())
         splits = sorted({SPLIT_ALIASES.get(name.lower(), name) for name in named})
         if len(splits) > 1 and not options.redraw_splits:
             problem = f"its rows are in several splits: {', '.join(splits)}"
-        source: ImageSource = (
-            ImageFile(folder, image) if file is None else ParquetCell(str(paths[file]), leaf, part, at)
-        )
+        source: ImageSource
+        if picture is None or file is None:
+            match = names_in(folder).find(image)
+            source = ImageFile(folder, match.name, bounds_of(options))
+            problem = problem or match.problem
+        else:
+            source = picture(file, part, at)
         key = key or (f"{image}#{digests[number]:016x}" if digests is not None and digests[number] else image)
         split = next(iter(splits), None)
         if split is None and file is None:
             split = split_in_path(image)
-        yield Record(key, image, source, captions, split_of(key, split, options), problem)
+        yield Record(key, image, source, captions, split_of(key, split, options), problem, left_out)

@@ -1,123 +1,124 @@
-"""Folders of images: with a `metadata.csv|jsonl|parquet` (the Hugging Face imagefolder convention), also one a split; or
-with a text or JSON beside each image (`a.jpg`, `a.txt`).
+"""Folders of images: with a `metadata.csv|jsonl|parquet` (the Hugging Face imagefolder convention), in it or in folders
+below; or with a text or JSON beside each image (`a.jpg`, `a.txt`).
 
-Memory: the names in one folder at a time."""
+Memory: the names in one folder at a time, and about 300 bytes a link."""
 
-import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..config import ReadOptions
 from ..formatting import printable
-from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, split_in_path, split_of, texts
+from .look import Listed, Look, PassedOver, is_picture, walk
+from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, bounds_of, split_in_path, split_of
+from .sidecars import MAX_SIDECAR, SUFFIXES, Sidecars, UnreadableSidecar, captions_of
 from .sources import ImageFile
-from .tables import TABLES, read_table
-
-MAX_SIDECAR = 2**20  # bytes of a text or JSON beside an image
+from .tables import TABLES, read_table, renamed
 
 
-def metadata_of(folder: Path) -> list[Path]:
-    """The `metadata.*` in the folder, or those of its `train`, `validation`, `test` folders."""
-    if found := _metadata(folder):
-        return [found]
-    parts = sorted(part for part in folder.iterdir() if part.is_dir() and part.name.lower() in SPLIT_ALIASES)
-    return [table for part in parts if (table := _metadata(part))]
+def metadata_of(look: Look) -> list[Path]:
+    """The `metadata.*` of a folder, one a folder: its own, or those of the folders below."""
+    found: dict[Path, Path] = {}
+    for suffix in TABLES:
+        for path in look.of("parquet" if suffix == ".parquet" else "table"):
+            if path.name == f"metadata{suffix}":
+                found.setdefault(path.parent, path)
+    return [found[look.folder]] if look.folder in found else [found[folder] for folder in sorted(found)]
 
 
-def _metadata(folder: Path) -> Path | None:
-    return next((table for suffix in TABLES if (table := folder / f"metadata{suffix}").is_file()), None)
-
-
-def read_metadata(folder: Path, tables: list[Path], options: ReadOptions) -> tuple[str, Iterator[Record]]:
-    """A description of what was found, and the records of `metadata_of(folder)`. A folder is a split."""
+def read_metadata(folder: Path, tables: Sequence[Path], options: ReadOptions) -> tuple[str, Iterator[Record]]:
+    """A description of what was found, and the records of `metadata_of` a folder. Folders named after a split are one. The
+    names in the tables may not leave the folder of their table."""
+    options = replace(options, names_stay=True)
     found, parts = [], []
     for table in tables:
-        name = str(table.parent.relative_to(folder))
-        columns, records = read_table(table, options, None if name == "." else name)
+        name = "" if table.parent == folder else table.parent.relative_to(folder).as_posix()
+        first = name.split("/")[0]
+        columns, records = read_table(table, options, first if first.lower() in SPLIT_ALIASES else None)
         found.append(f"{table.relative_to(folder)}: {columns}")
         parts.append((name, records))
-    return "; ".join(found), (
-        record if name == "." else _renamed(name, record) for name, records in parts for record in records
-    )
+    if len(found) > 4:
+        found[4:] = [f"and {len(found) - 4:,} more"]
+    return "; ".join(found), (renamed(name, record) for name, records in parts for record in records)
 
 
-def _renamed(folder: str, record: Record) -> Record:
-    """The same record with the folder in its names, so that two splits may use one name."""
-    return replace(record, key=f"{folder}/{record.key}", image=f"{folder}/{record.image}")
+def read_sidecars(look: Look, options: ReadOptions) -> tuple[str, Iterator[Record]]:
+    """A description of what was found, and a record an image in the folder or below it. Captions are those in the `.json`
+    beside it, or each line of the `.txt`. Folders `train`, `validation`, `test` are splits, where the `.json` names none.
+
+    A picture and the links to it are one record, with the captions of all its names."""
+    found = "images with a .txt or .json beside each"
+    links, more = _links(look)
+    if more:
+        found += f"; {more:,} links name a picture again"
+
+    def records() -> Iterator[Record]:
+        for file in walk(look.folder, options.confine, PassedOver()):
+            if file.refused:
+                problem = "a link to a folder outside, which --confine refuses"
+                yield Record(file.name, file.name, None, (), "train", problem)
+            elif is_picture(file):
+                names = links.get(os.path.realpath(file.path), [file.name]) if links else [file.name]
+                if names[0] == file.name:
+                    yield _record(look, file, names[1:], options)
+
+    return found, records()
 
 
-def read_sidecars(folder: Path, options: ReadOptions) -> Iterator[Record]:
-    """A record an image in the folder or below it. Captions are those in the `.json` beside it, or each line of the
-    `.txt`. Folders `train`, `validation`, `test` are splits, where the `.json` names none."""
-    for at, name, names in _images(str(folder), ""):
-        key = printable(name)
-        split = split_in_path(key)
-        source, problem = ImageFile(str(folder), name), ""
-        captions: list[str] = []
-        if names is None:
-            problem = "a link to a folder, which is not followed"
-        elif key != name:
-            problem = "its name is not UTF-8"
-        else:
-            try:
-                captions, named = _captions(at, os.path.splitext(name.rsplit("/", 1)[-1])[0], names, options)
-                split = named or split
-                problem = "" if captions else "no caption"
-            except (OSError, ValueError, RecursionError) as error:
-                problem = f"the text beside it cannot be read: {error}"
-        yield Record(key, key, None if problem else source, tuple(captions), split_of(key, split, options), problem)
+def _links(look: Look) -> tuple[dict[str, list[str]], int]:
+    """The names of each picture that links name, its own first if it is one of the folder's; and how many names are more
+    than one a picture."""
+    top = os.path.join(os.path.realpath(look.folder), "")
+    every: dict[str, list[str]] = {}
+    for real, names in look.links.items():
+        own = os.path.relpath(real, top) if real.startswith(top) else ""
+        visible = bool(own) and not any(part.startswith(".") for part in own.split("/"))
+        is_own = visible and os.path.isfile(real) and os.path.splitext(own)[1][1:].lower() in IMAGE_SUFFIXES
+        every[real] = [own, *(name for name in names if name != own)] if is_own else names
+    return every, sum(len(names) - 1 for names in every.values())
 
 
-def _images(folder: str, below: str) -> Iterator[tuple[str, str, set[str] | None]]:
-    """(folder, image relative to the top, names in its folder), in the order of names; None for a linked folder."""
-    with os.scandir(folder) as entries:
-        here = sorted(
-            (entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink() and entry.is_dir())
-            for entry in entries
-            if not entry.name.startswith(".")
-        )
-    names = {name for name, _, _ in here}
-    for name, is_folder, is_link in here:
-        if is_folder:
-            yield from _images(os.path.join(folder, name), f"{below}{name}/")
-        elif is_link:
-            yield folder, below + name, None
-        elif name.rsplit(".", 1)[-1].lower() in IMAGE_SUFFIXES and "." in name:
-            yield folder, below + name, names
-
-
-def _captions(folder: str, stem: str, names: set[str], options: ReadOptions) -> tuple[list[str], str | None]:
+def _record(look: Look, file: Listed, others: Sequence[str], options: ReadOptions) -> Record:
+    key = printable(file.name)
+    split = split_in_path(key)
+    source, problem = ImageFile(str(look.folder), file.name, bounds_of(options)), ""
     captions: list[str] = []
-    split = None
-    if f"{stem}.json" in names:
-        captions, split = json_captions(_sidecar(os.path.join(folder, f"{stem}.json")), options)
-    if not captions and f"{stem}.txt" in names:
-        captions = text_captions(_sidecar(os.path.join(folder, f"{stem}.txt")))
-    return captions, split
+    if key != file.name:
+        problem = "its name is not UTF-8"
+    else:
+        try:
+            every = [_beside(file.path, lambda name: name in file.beside, options)]
+            every += [_beside(os.path.join(look.folder, other), None, options) for other in others]
+            for found in every:
+                captions += (caption for caption in found.captions if found is every[0] or caption not in captions)
+                split = found.split or split
+            if not captions:
+                problem = every[0].lacking(()) if every[0].fields else "no caption"
+        except (OSError, UnreadableSidecar) as error:
+            problem = f"the text beside it cannot be read: {error}"
+    return Record(key, key, None if problem else source, tuple(captions), split_of(key, split, options), problem)
 
 
-def _sidecar(path: str) -> bytes:
-    """A regular file's bytes; a link is refused, for it may lead anywhere."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+def _beside(image: str, is_there: Callable[[str], bool] | None, options: ReadOptions) -> Sidecars:
+    """The captions beside an image: in `a.json` or `a.jpg.json`, and so on. `is_there` tells whether its folder holds a
+    name."""
+    folder, base = os.path.split(image)
+    parts: dict[str, bytes] = {}
+    for suffix in (*SUFFIXES, (options.caption_column or "").lstrip(".")):
+        for name in (f"{stem}.{end}" for stem in (os.path.splitext(base)[0], base) for end in (suffix, suffix.upper())):
+            path = os.path.join(folder, name)
+            if suffix and suffix not in parts and (is_there(name) if is_there else os.path.lexists(path)):
+                parts[suffix] = _sidecar(path, options.confine)
+    return captions_of(parts, options)
+
+
+def _sidecar(path: str, confine: bool) -> bytes:
+    """A regular file's bytes. Where links are confined, a link is refused, for it may lead anywhere."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | (os.O_NOFOLLOW if confine else 0)
+    with open(os.open(path, flags), "rb") as file:
         data = file.read(MAX_SIDECAR + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
     if len(data) > MAX_SIDECAR:
         raise OSError(f"{os.path.basename(path)} has more than {MAX_SIDECAR} bytes")
     return data
-
-
-def json_captions(data: bytes, options: ReadOptions) -> tuple[list[str], str | None]:
-    """The captions in a JSON sidecar and the split that it names: an object's `caption` or another usual name, and `split`, or
-    what --caption-column and --split-column say. ValueError if it is no JSON."""
-    value = json.loads(data)
-    fields = value if isinstance(value, dict) else {}
-    split = fields.get(options.split_column or "split")
-    captions = texts(fields.get(options.caption_column) if options.caption_column else value)
-    return captions, split if isinstance(split, str) else None
-
-
-def text_captions(data: bytes) -> list[str]:
-    """The captions in a text sidecar, one a line. UnicodeDecodeError, which is a ValueError, if it is not UTF-8."""
-    return texts(data.decode("utf-8-sig").splitlines())

@@ -2,15 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import PurePosixPath
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from ..formatting import encodable
-from .sources import ImageSource
+from .sources import Bounds, ImageSource
 
 SPLIT_ALIASES = {
     "train": "train", "training": "train", "restval": "train",
@@ -18,18 +16,15 @@ SPLIT_ALIASES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 IMAGE_SUFFIXES = frozenset((
-    "avif", "bmp", "gif", "heic", "j2k", "jfif", "jp2", "jpeg", "jpg", "jpx", "jxl", "pbm", "pgm", "png", "pnm", "ppm",
+    "avif", "bmp", "gif", "heic", "j2k", "jfif", "jp2", "jpe", "jpeg", "jpg", "jpx", "jxl", "pbm", "pgm", "png", "pnm", "ppm",
     "svg", "tga", "tif", "tiff", "webp",
 ))  # fmt: skip
-IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
-CAPTION_NAMES = (
-    "caption", "captions", "text", "texts", "sentence", "sentences", "description", "descriptions", "comment", "title",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image with its captions. `problem` is the reason why it cannot be used, if the dataset itself already shows one."""
+    """One image with its captions. `problem` is the reason why it cannot be used, if the dataset itself already shows one.
+    `left_out` names, in the plural, each thing of the record that is not used although the record is."""
 
     key: str
     image: str  # as the dataset names it
@@ -37,6 +32,7 @@ class Record:
     captions: tuple[str, ...]
     split: str
     problem: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def split_of(key: str, named: str | None, options: ReadOptions) -> str:
@@ -49,6 +45,11 @@ def split_of(key: str, named: str | None, options: ReadOptions) -> str:
     if draw < options.test_fraction:
         return "test"
     return "val" if draw < options.test_fraction + options.val_fraction else "train"
+
+
+def bounds_of(options: ReadOptions) -> Bounds:
+    """What may not lead out of the dataset's folder."""
+    return "links" if options.confine else "names" if options.names_stay else ""
 
 
 def split_in_path(name: str) -> str | None:
@@ -67,32 +68,3 @@ def splits_in_names(names: Sequence[str]) -> list[str | None]:
     if any(len(splits) != 1 for splits in found):
         return [None] * len(names)
     return [splits.pop() for splits in found]
-
-
-def texts(value: Any) -> list[str]:
-    """The captions in a value: a text, a list of texts, or of objects that hold one; empty ones do not count."""
-    if isinstance(value, str):
-        return [encodable(text)] if (text := value.strip()) else []
-    if isinstance(value, list | tuple):
-        return [text for part in value for text in texts(part)]
-    if isinstance(value, dict):
-        return texts(next((found for name in ("raw", *CAPTION_NAMES) if (found := value.get(name)) is not None), None))
-    return [] if value is None or value != value else texts(str(value))  # NaN is what pandas writes for none
-
-
-def image_folder(folder: Path, names: Iterable[str], more: Sequence[Path] = ()) -> Path:
-    """Where relative image paths start if --images does not say: `folder`, or a usual folder of images in it or one of
-    `more`, whichever holds the first of `names` that any holds."""
-    candidates = [folder, *(folder / name for name in IMAGE_FOLDERS), *more]
-    for name in names:
-        for candidate in candidates:
-            if _is_file(candidate, name):
-                return candidate
-    return folder
-
-
-def _is_file(folder: Path, name: str) -> bool:
-    try:
-        return bool(name) and (folder / name).is_file()
-    except (OSError, ValueError):  # too long, or not even a name
-        return False

@@ -1,8 +1,9 @@
 """Where an image's bytes are. A source is small, so that ten million of them fit a catalogue and reading starts anywhere.
 
 ImageFile       a file in the folder that was named, or below it
-TarSlice        a regular member of an uncompressed tar
+FileSlice       bytes inside a file: a member of an uncompressed tar, a cell of an Arrow file
 ParquetCell     a cell of a Parquet file, as Hugging Face `{bytes, path}` structs are
+SpooledSlice    bytes in a temporary file: a picture that a text table holds
 
 `load` returns what `images.load_image` takes; `fetch` does the part of it that must go in order. Any failure on the way is an
 UnreadableImage, so a reject.
@@ -11,32 +12,39 @@ UnreadableImage, so a reject.
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..images import MAX_BYTES, PASSING, UnreadableImage
+from .spool import PictureSpool
 
 CELLS = 64  # of a Parquet column, read at once
 
 
+# What may not lead out of a folder: nothing is bound; names are, links are followed; or names and links are.
+Bounds = Literal["", "names", "links"]
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """`name` relative to `folder`, or absolute inside it. Links are followed, but never out of the folder."""
+    """`name` relative to `folder`, or absolute."""
 
     folder: str
     name: str
+    bounds: Bounds = ""
 
 
 @dataclass(frozen=True, slots=True)
-class TarSlice:
-    """`size` bytes from byte `offset` of the file `tar`."""
+class FileSlice:
+    """`size` bytes from byte `offset` of a file."""
 
-    tar: str
+    file: str
     offset: int
     size: int
 
@@ -51,7 +59,16 @@ class ParquetCell:
     row: int
 
 
-ImageSource = ImageFile | TarSlice | ParquetCell
+@dataclass(frozen=True, slots=True)
+class SpooledSlice:
+    """`size` bytes from byte `offset` of a temporary file: a picture that a text table holds, decoded."""
+
+    spool: PictureSpool
+    offset: int
+    size: int
+
+
+ImageSource = ImageFile | FileSlice | ParquetCell | SpooledSlice
 Fetched = ImageSource | Path | bytes | UnreadableImage | None
 
 
@@ -74,10 +91,12 @@ def load(source: Fetched) -> Path | bytes:
     going back in a row group reads it from its first row."""
     try:
         match source:
-            case ImageFile(folder, name):
-                return _inside(folder, name)
-            case TarSlice(tar, offset, size):
-                return _slice(tar, offset, size)
+            case ImageFile(folder, name, bounds):
+                return _file(folder, name, bounds)
+            case FileSlice(file, offset, size):
+                return _slice(file, offset, size)
+            case SpooledSlice(spool, offset, size):
+                return spool.read(offset, size)
             case ParquetCell():
                 return _CELLS.read(source)
             case Path() | bytes():
@@ -88,21 +107,29 @@ def load(source: Fetched) -> Path | bytes:
                 raise UnreadableImage("no image")
     except FileNotFoundError as error:
         raise UnreadableImage("no such file") from error
+    except MemoryError:  # Arrow's own is an ArrowException, too
+        raise
     except (OSError, ValueError, pa.ArrowException) as error:
         if getattr(error, "errno", None) in PASSING:
             raise
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise UnreadableImage(f"cannot be read: {reason}") from error
+        damaged = "the file is damaged there" if isinstance(source, ParquetCell) else "its name is that of no file"
+        raise UnreadableImage(f"cannot be read: {getattr(error, 'strerror', None) or damaged}") from error
 
 
-def _inside(folder: str, name: str) -> Path:
+def _file(folder: str, name: str, bounds: Bounds) -> Path:
     """The file after all links. It is checked when it is used, because a link may change."""
-    path = os.path.realpath(os.path.join(folder, name))
-    if not os.path.join(path, "").startswith(_root(folder)):
-        raise UnreadableImage(f"it lies outside {folder}, in {os.path.dirname(path)}; give --images DIR that holds it")
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    path = os.path.join(folder, name)
+    if bounds == "names":
+        path = os.path.normpath(path)
+        if not os.path.join(os.path.abspath(path), "").startswith(os.path.join(os.path.abspath(folder), "")):
+            raise UnreadableImage(f"its name leads out of {folder}, which names in a folder's metadata may not")
+    real = os.path.realpath(path)
+    if bounds == "links" and not os.path.join(real, "").startswith(_root(folder)):
+        where = f"it lies outside {folder}, in {os.path.dirname(real)}"
+        raise UnreadableImage(f"{where}; leave out --confine, or give --images DIR that holds it")
+    if not stat.S_ISREG(os.stat(real).st_mode):
         raise UnreadableImage("not a regular file")
-    return Path(path)
+    return Path(real)
 
 
 @lru_cache
@@ -110,19 +137,32 @@ def _root(folder: str) -> str:
     return os.path.join(os.path.realpath(folder), "")
 
 
-def _slice(tar: str, offset: int, size: int) -> bytes:
+def leads_out(source: ImageFile) -> bool:
+    """Whether the file lies outside its folder: by its name, by its own link, or by that of a folder on the way."""
+    path = os.path.join(source.folder, source.name)
+    try:
+        real = os.path.join(_root(os.path.dirname(path)), os.path.basename(path))
+        if os.path.islink(path):
+            real = os.path.realpath(path)
+    except (OSError, ValueError):
+        return False
+    return not real.startswith(_root(source.folder))
+
+
+def _slice(path: str, offset: int, size: int) -> bytes:
     if size > MAX_BYTES:
         raise UnreadableImage(f"{size} bytes, the limit is {MAX_BYTES} bytes")
-    with open(tar, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file:
         data = os.pread(file.fileno(), size, offset)
     if len(data) != size:
-        raise UnreadableImage(f"{os.path.basename(tar)} is truncated or has changed since it was listed")
+        raise UnreadableImage(f"{os.path.basename(path)} is truncated or has changed since it was listed")
     return data
 
 
-def open_parquet(file: str | Path) -> pq.ParquetFile:
-    """An open Parquet file. It reads a page when it needs one, so that large row groups take little memory."""
-    return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+def open_parquet(file: str | Path, shared: Sequence[str] = ()) -> pq.ParquetFile:
+    """An open Parquet file. It reads a page when it needs one, so that large row groups take little memory. A value of the
+    leaves `shared` is read once, no matter how many rows hold it."""
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20, read_dictionary=list(shared) or None)
 
 
 def column_cells(file: pq.ParquetFile, column: str, group: int) -> Iterator[pa.Array]:

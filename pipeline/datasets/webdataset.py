@@ -1,5 +1,5 @@
-"""WebDataset tars, as img2dataset writes them: members that follow each other and share a name up to the first dot are a
-sample (`000000012.jpg`, `000000012.txt`, `000000012.json`).
+"""WebDataset tars, as img2dataset writes them: members that follow each other and share a name are a sample
+(`000000012.jpg`, `000000012.txt`, `000000012.json`).
 
 Only headers and texts are read here: an image is left at its place, so that reading can start anywhere. The few parts of
 the tar format that matter are read by hand (POSIX.1-2001 pax, "ustar" and GNU long names): ten million samples are thirty
@@ -7,29 +7,20 @@ million members, and the error for a truncated or damaged tar must say where. Me
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import counted, printable
 from ..tar_format import REGULAR, DamagedTar, Member, tar_members
-from .folders import MAX_SIDECAR, json_captions, text_captions
-from .records import IMAGE_SUFFIXES, Record, split_of, splits_in_names
-from .sources import ImageSource, TarSlice
+from .records import Record, split_of, splits_in_names
+from .samples import Sample, is_image_suffix, samples
+from .sidecars import MAX_SIDECAR, Sidecars, UnreadableSidecar, captions_of, is_caption_suffix
+from .sources import FileSlice
 
 COMPRESSED = {b"\x1f\x8b": "gzip -d", b"BZh": "bzip2 -d", b"\xfd7zXZ": "xz -d", b"\x28\xb5\x2f\xfd": "zstd -d"}
-
-
-@dataclass(slots=True)
-class _Sample:
-    name: str
-    image: str = ""
-    image_suffix: str = ""
-    source: ImageSource | None = None
-    json: bytes | None = None
-    text: bytes | None = None
-    problems: list[str] = field(default_factory=list)
+NO_IMAGE = "no image in the sample"
+MAX_LACKING = 100_000  # samples of a tar that are remembered because they lack something
 
 
 def read_tars(paths: Sequence[Path], top: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:
@@ -63,73 +54,76 @@ def read_tars(paths: Sequence[Path], top: Path, options: ReadOptions) -> tuple[s
 
 def _tar_records(path: Path, prefix: str, split: str | None, options: ReadOptions) -> Iterator[Record]:
     with open(path, "rb", buffering=0) as file:
-        sample: _Sample | None = None
-        members = tar_members(file.fileno())
-        damage = ""
-        while True:
-            try:
-                member = next(members, None)
-            except DamagedTar as error:
-                member, damage = None, str(error)
-            if member is None:
-                break
-            folder, slash, base = member.name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            if not stem or member.kind == b"5":  # a folder, or a file that hides
+        damage: list[str] = []
+        lacking: dict[str, bool] = {}  # samples so far that lack a picture, or else a caption
+        for sample in samples(_until_damage(tar_members(file.fileno()), damage)):
+            record = _record(sample, path, file.fileno(), prefix, split, options)
+            if record is None:
                 continue
-            if sample is not None and sample.name != folder + slash + stem:
-                yield _record(sample, prefix, split, options)
-                sample = None
-            sample = sample or _Sample(folder + slash + stem)
-            _add(sample, member, suffix.lower(), path, file.fileno())
-        if sample is not None:
-            yield _record(sample, prefix, split, options)
+            if not record.captions or record.problem == NO_IMAGE:
+                pictured = record.problem != NO_IMAGE
+                if lacking.get(sample.name, pictured) != pictured:
+                    raise DatasetError(
+                        f"{path}: picture and caption of {printable(sample.name)} do not follow each other; write the tar "
+                        "again with its members sorted, as with tar --sort=name"
+                    )
+                if len(lacking) < MAX_LACKING:
+                    lacking[sample.name] = pictured
+            yield record
     if damage:
         key = f"{prefix}#end"
-        yield Record(key, path.name, None, (), split_of(key, split, options), f"{path.name}: {damage}")
+        yield Record(key, path.name, None, (), split_of(key, split, options), f"{path.name}: {damage[0]}")
 
 
-def _add(sample: _Sample, member: Member, suffix: str, path: Path, fd: int) -> None:
-    """Add the member to its sample: as the image, if it is the first one (`a.jpg` before `a.depth.png`), or as a caption."""
-    last = suffix.rpartition(".")[2]
-    if last not in IMAGE_SUFFIXES and suffix not in ("json", "txt"):
-        return
-    name = printable(member.name)
-    if member.kind not in REGULAR:
-        sample.problems.append(f"{name} is a link or device; only regular files are read")
-    elif last in IMAGE_SUFFIXES:
-        if sample.source is None or ("." in sample.image_suffix and suffix == last):
-            sample.image, sample.image_suffix = name, suffix
-            sample.source = TarSlice(str(path), member.offset, member.size)
-    elif member.size > MAX_SIDECAR:
-        sample.problems.append(f"{name} has more than {MAX_SIDECAR} bytes")
-    elif suffix == "json":
-        sample.json = os.pread(fd, member.size, member.offset)
-    else:
-        sample.text = os.pread(fd, member.size, member.offset)
+def _until_damage(members: Iterator[Member], damage: list[str]) -> Iterator[Member]:
+    """The members up to where the tar is damaged, which is noted."""
+    try:
+        yield from members
+    except DamagedTar as error:
+        damage.append(str(error))
 
 
-def _record(sample: _Sample, prefix: str, split: str | None, options: ReadOptions) -> Record:
+def _record(sample: Sample, path: Path, fd: int, prefix: str, split: str | None, options: ReadOptions) -> Record | None:
+    """A sample as a record: its picture is the first one of the plainest name (`a.jpg` before `a.depth.png`). None if it
+    holds neither picture nor caption."""
+    pictures: list[tuple[bool, str, Member]] = []
+    parts: dict[str, bytes] = {}
+    problems: list[str] = []
+    asked = (options.caption_column or "").lower().lstrip(".")
+    for suffix, member in sample.members:
+        is_picture = is_image_suffix(suffix)
+        if not is_picture and not is_caption_suffix(suffix) and suffix != asked:
+            continue
+        name = printable(member.name)
+        if member.kind not in REGULAR:
+            problems.append(f"{name} is a link or device; only regular files are read")
+        elif is_picture:
+            pictures.append(("." in suffix, name, member))
+        elif member.size > MAX_SIDECAR:
+            problems.append(f"{name} has more than {MAX_SIDECAR} bytes")
+        elif suffix not in parts:
+            parts[suffix] = os.pread(fd, member.size, member.offset)
+    if not pictures and not parts and not problems:
+        return None
     key = f"{prefix}/{printable(sample.name)}"
-    captions: list[str] = []
-    problems = sample.problems
-    try:  # the JSON first: a text in it may hold newlines
-        if sample.json is not None:
-            captions, named = json_captions(sample.json, options)
-            split = named or split
-        captions = captions or (text_captions(sample.text) if sample.text is not None else [])
-    except (ValueError, RecursionError) as error:
-        problems = [*problems, f"its caption cannot be read: {error}"]
-    if sample.source is None:
-        problems = [*problems, "no image in the sample"]
-    elif not captions:
-        problems = [*problems, "no caption"]
-    image = sample.image or printable(sample.name)
+    found = Sidecars([], None, ())
+    try:
+        found = captions_of(parts, options)
+    except UnreadableSidecar as error:
+        problems.append(str(error))
+    _, image, picture = min(pictures, key=lambda some: some[0]) if pictures else (False, "", None)
+    if picture is None:
+        problems.append(NO_IMAGE)
+    elif not found.captions:
+        problems.append(found.lacking({f".{suffix}" for suffix, _ in sample.members}))
+    source = FileSlice(str(path), picture.offset, picture.size) if picture and not problems else None
+    left_out = ("hidden members",) * sample.hidden + ("further pictures of a sample",) * (len(pictures) - 1)
     return Record(
         key,
-        image,
-        None if problems else sample.source,
-        tuple(captions),
-        split_of(key, split, options),
+        image or printable(sample.name),
+        source,
+        tuple(found.captions),
+        split_of(key, found.split or split, options),
         "".join(problems[:1]),
+        left_out,
     )

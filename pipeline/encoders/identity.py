@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..artifacts import sha256_file
 from ..errors import EncoderError
+from ..files import sha256_file
 from ..lfs import CURE, is_lfs_pointer
 from .preprocessing import Preprocessing
 

@@ -95,13 +95,9 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def check_space(
-    dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, folder: Path, share: float, fresh: bool
-) -> None:
-    """DatasetError if that share of the features does not fit on the disk. A fresh start frees the shards that it clears."""
+def check_space(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, folder: Path, share: float) -> None:
+    """DatasetError if that share of the features does not fit on the disk, beside those that they may replace."""
     needed, free = int(feature_bytes(dataset, encoder, options) * share), free_bytes(folder)
-    if fresh:
-        free += sum(path.stat().st_size for path in folder.glob("shard-*"))
     if needed > free:
         raise DatasetError(
             f"the features need about {needed / 1e6:,.1f} MB, and {folder} has {free / 1e6:,.1f} MB free; free some space, "

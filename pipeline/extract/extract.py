@@ -3,23 +3,26 @@
 Shards hold the records in the order of the dataset. A shard's bytes depend only on its records and the options."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import has_manifest, locked
+from ..artifacts import read_manifest
 from ..config import ComputeOptions, EncoderOptions, ExtractOptions, ReadOptions
 from ..datasets.read import Dataset, read
 from ..device import resolve_device, resolve_precision
 from ..encoders.identity import FrozenEncoder
 from ..encoders.load import load_encoder
 from ..errors import DatasetError
+from ..features.manifest import FEATURES
+from ..files import locked
 from ..formatting import by_split, counted, duration, size
+from ..replacement import place_to_write, settle
 from ..results import Result
 from .estimate import Estimated, check_space, estimate
-from .ledger import Ledger, recorded_precision
+from .ledger import Ledger, recorded_precision, resumes
 from .shard import SHARD_SUFFIXES, check_options, pieces, span, write_shard
 from .stream import EncodedPiece, Stream
 
@@ -64,7 +67,7 @@ class Extracted(Result):
 
 
 def extract_source(
-    source: str,
+    source: str | Sequence[str],
     folder: Path,
     encoder: EncoderOptions = EncoderOptions(),
     reading: ReadOptions = ReadOptions(),
@@ -73,20 +76,26 @@ def extract_source(
     say: Callable[[str], None] = lambda text: None,
     progress: OnStatus = lambda status: None,
 ) -> Extracted | Estimated:
-    """Extract the caption dataset at `source` into `folder`; with `options.dry_run` only estimate it.
+    """Extract the caption dataset at `source`, one path or pattern or several, into `folder`; with `options.dry_run` only
+    estimate it.
 
     `say` gets what was found at the source. With the precision "auto", work that began in one precision goes on in it.
     DatasetError if the source cannot be read, EncoderError if the encoder cannot be loaded; others as of `extract`."""
-    say(f"reading {source}")
-    dataset = read(Path(source), reading)
-    say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
+    sources = [source] if isinstance(source, str) else list(source)
+    name = sources[0] + (f" and {counted(len(sources) - 1, 'more file')}" if len(sources) > 1 else "")
+    for path in map(Path, sources):
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise DatasetError(f"{path} lies in {folder}, where the features are written; choose another --workspace")
+    say(f"reading {name}")
+    dataset = read([Path(path) for path in sources], reading)
+    say(f"{name}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
     device, precision = resolve_device(on.device), on.precision
-    if precision == "auto" and not (options.overwrite and has_manifest(folder)):  # finished features are replaced whole
-        precision = recorded_precision(folder) or precision
+    if precision == "auto":
+        precision = recorded_precision(folder, options.overwrite) or precision
     frozen = load_encoder(encoder.encoder, device, resolve_precision(precision, device), encoder.layer)
     if options.dry_run:
         return estimate(dataset, frozen, options, folder)
-    return extract(dataset, source, frozen, folder, options, progress)
+    return extract(dataset, name, frozen, folder, options, progress)
 
 
 def extract(
@@ -99,8 +108,8 @@ def extract(
 ) -> Extracted:
     """Fill `folder` with features. Shards that are finished already are kept.
 
-    ArtifactError if the folder holds features of something else; QfError if too many records are rejected, or if the features
-    do not fit on the disk."""
+    With `options.overwrite` other features stay until the new ones are finished. ArtifactError if the folder holds features of
+    something else; QfError if too many records are rejected, or if the features do not fit on the disk."""
     check_options(options)
     records, started = dataset.records, time.perf_counter()
     plan = {
@@ -113,15 +122,17 @@ def extract(
         "shard_size": options.shard_size,
     }
     with locked(folder):
-        ledger = Ledger(folder, plan, SHARD_SUFFIXES[options.shard_format])
-        state = ledger.state(options.overwrite)
+        place = place_to_write(folder, options.overwrite, lambda there: resumes(there, plan))
+        ledger = Ledger(place, plan, SHARD_SUFFIXES[options.shard_format])
+        state = ledger.state(replaces=place != folder)
         if state == "finished":
             ledger.sweep()
-            return _result(ledger.manifest(), folder, time.perf_counter() - started)
+            settle(place, folder, FEATURES)
+            return _result(read_manifest(folder, FEATURES), folder, time.perf_counter() - started)
         every = range(len(ledger.shards))
         todo = [number for number in every if state == "fresh" or ledger.noted(number) is None]
         _check_problems(dataset, options)
-        check_space(dataset, encoder, options, folder, len(todo) / len(every), state == "fresh")
+        check_space(dataset, encoder, options, folder, len(todo) / len(every))
         if state == "fresh":
             ledger.begin()
         rejected = sum(len(ledger.noted(number) or ()) for number in every)
@@ -148,6 +159,7 @@ def extract(
         if rejected == total or rejected > options.max_rejects * total:
             raise ledger.too_many(options.max_rejects)
         manifest = ledger.close(records)
+        settle(place, folder, FEATURES)
     return _result(manifest, folder, time.perf_counter() - started, encoded, encoder_seconds, waited)
 
 

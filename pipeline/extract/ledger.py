@@ -4,32 +4,32 @@ A note holds a shard's checksum and rejects. It is written after the shard, so t
 without a note (img2dataset's idea: resume is which records exist). The manifest comes last and replaces plan and notes."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ..artifacts import (
-    MANIFEST,
-    atomic_file,
+    described,
     difference,
     has_manifest,
-    json_bytes,
-    read_json,
     read_manifest,
+    read_sealed,
+    remember,
     without,
-    write_json,
     write_manifest,
+    write_sealed,
 )
 from ..datasets.catalogue import Catalogue
 from ..encoders.identity import WEIGHTS, first_difference
 from ..errors import ArtifactError, DatasetError
-from ..features.manifest import FEATURES
+from ..features.manifest import FEATURES, PLAN, REJECTS, Planned, ShardEntry
+from ..files import atomic_file, json_bytes
+from ..replacement import clear, replacement_of
 
-PLAN = "plan.json"
-REJECTS = "rejects.jsonl"
-# fields that the manifest copies from the plan
-PLANNED = ("encoder", "codec", "format", "views", "augmentation", "source", "shard_size")
+log = logging.getLogger(__name__)
+AGAIN = "extract again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -41,28 +41,41 @@ class Reject:
     reason: str
 
 
+class _Reject(TypedDict):
+    key: str
+    image: str
+    reason: str
+
+
+class _Note(ShardEntry):
+    rejects: list[_Reject]
+
+
 class Ledger:
-    """The progress of a features folder. `plan` has the fields PLANNED, with `records` and `path` in its `source`."""
+    """The progress of a features folder. `plan` has the fields of `Planned`."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], suffix: str) -> None:
         self.folder, self.plan = folder, json.loads(json.dumps(plan))  # tuples become lists, as in a file
         count = -(-plan["source"]["records"] // plan["shard_size"])
         self.shards = [folder / f"shard-{number:05d}{suffix}" for number in range(count)]
 
-    def state(self, overwrite: bool) -> Literal["finished", "resumable", "fresh"]:
-        """The state of the folder. ArtifactError if it holds something else that may not be replaced. Changes nothing.
+    def state(self, replaces: bool) -> Literal["finished", "resumable", "fresh"]:
+        """The state of the folder. ArtifactError if it holds something else, unless it `replaces` others' work anyway.
 
-        An unfinished folder without a finished shard counts as fresh: nothing in it could be mixed up."""
+        An unfinished folder without a finished shard counts as fresh: nothing in it could be mixed up. Changes nothing."""
         finished = has_manifest(self.folder)
-        if finished and overwrite:
-            return "fresh"
         if not finished and not (self.folder / PLAN).is_file():
             return "fresh"
-        old = self.manifest() if finished else read_json(self.folder / PLAN)
+        try:
+            old = self.manifest() if finished else read_sealed(self.folder / PLAN, Planned, AGAIN)
+        except ArtifactError:
+            if replaces:
+                return "fresh"
+            raise
         changed = _changed(old, self.plan)
         if not changed:
             return "finished" if finished else "resumable"
-        if not finished and (overwrite or not any(self.folder.glob("shard-*.json"))):
+        if replaces or (not finished and not any(self.folder.glob("shard-*.json"))):
             return "fresh"
         raise ArtifactError(
             f"{self.folder} holds features made otherwise: {changed}; choose another --workspace, or replace them with "
@@ -70,31 +83,35 @@ class Ledger:
         )
 
     def begin(self) -> None:
-        """Clear the folder and write the plan. The manifest is deleted first, then the notes: after an interrupt, no shard can be
-        taken for one of another plan."""
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        for path in [*self.folder.glob("shard-*.json"), *self.folder.glob("shard-*"), self.folder / REJECTS]:
-            path.unlink(missing_ok=True)
-        write_json(self.folder / PLAN, self.plan)
+        """Clear the folder and write the plan."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clear(self.folder, FEATURES)
+        write_sealed(self.folder / PLAN, self.plan)
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the finished features."""
         return read_manifest(self.folder, FEATURES)
 
     def noted(self, number: int) -> list[Reject] | None:
-        """The rejects of a finished shard; None if it is not finished."""
+        """The rejects of a finished shard; None if it is not finished, or if its note is damaged."""
         shard = self.shards[number]
-        note = shard.with_suffix(".json")
-        if not (note.is_file() and shard.is_file()):
+        if not (shard.with_suffix(".json").is_file() and shard.is_file()):
             return None
-        said = read_json(note)
-        return [Reject(**reject) for reject in said["rejects"]] if shard.stat().st_size == said["bytes"] else None
+        try:
+            note = self._note(number)
+        except ArtifactError as error:
+            log.warning("%s", error)
+            return None
+        return [Reject(**reject) for reject in note["rejects"]] if shard.stat().st_size == note["bytes"] else None
+
+    def _note(self, number: int) -> dict[str, Any]:
+        return read_sealed(self.shards[number].with_suffix(".json"), _Note, "the shard is extracted again")
 
     def note(self, number: int, records: int, size: int, sha256: str, rejects: Sequence[Reject]) -> None:
         """Declare a shard finished."""
         shard = self.shards[number]
-        said = {"file": shard.name, "records": records, "bytes": size, "sha256": sha256}
-        write_json(shard.with_suffix(".json"), {**said, "rejects": [vars(reject) for reject in rejects]})
+        about = {"file": shard.name, "records": records, "bytes": size, "sha256": sha256}
+        write_sealed(shard.with_suffix(".json"), {**about, "rejects": [vars(reject) for reject in rejects]})
 
     def too_many(self, allowed: float) -> DatasetError:
         """The error to raise. Deletes the notes of shards with rejects, so that the next run retries them."""
@@ -117,8 +134,7 @@ class Ledger:
 
     def close(self, records: Catalogue) -> dict[str, Any]:
         """Turn the notes into rejects.jsonl and the manifest, and delete them. Returns the manifest."""
-        notes = [shard.with_suffix(".json") for shard in self.shards]
-        shards = [{k: v for k, v in read_json(note).items() if k != "rejects"} for note in notes]
+        shards = [without(self._note(number), "rejects") for number in range(len(self.shards))]
         rejects = self._gather_rejects()
         rejected = {reject.key for reject in rejects}
         splits, captions = dict(records.splits), dict(records.captions)
@@ -127,14 +143,16 @@ class Ledger:
                 splits[record.split] -= 1
                 captions[record.split] -= len(record.captions)
         content = {
-            **{key: self.plan[key] for key in PLANNED},
+            **self.plan,
             "records": sum(splits.values()),
             "captions": sum(captions.values()),
             "splits": splits,
             "rejected": len(rejects),
             "shards": [shard for shard in shards if shard["records"]],
+            "files": [described(self.folder / REJECTS)],
         }
         write_manifest(self.folder, FEATURES, content)
+        remember(self.folder, [*content["shards"], *content["files"]])
         self.sweep()
         return self.manifest()
 
@@ -148,14 +166,34 @@ class Ledger:
         (self.folder / PLAN).unlink(missing_ok=True)
 
 
-def recorded_precision(folder: Path) -> str | None:
-    """The precision of the encoder, such as "bfloat16", that the manifest or plan in `folder` records; None without one."""
-    for name in (MANIFEST, PLAN):
-        if (folder / name).is_file():
-            plan = read_json(folder / name)
-            encoder = plan.get("encoder") if isinstance(plan, dict) else None
-            return encoder.get("precision") if isinstance(encoder, dict) else None
-    return None
+def resumes(folder: Path, plan: dict[str, Any]) -> bool:
+    """Whether `folder` holds an unfinished extraction of this plan."""
+    if has_manifest(folder) or not (folder / PLAN).is_file():
+        return False
+    try:
+        return not _changed(read_sealed(folder / PLAN, Planned, AGAIN), json.loads(json.dumps(plan)))
+    except ArtifactError:
+        return False
+
+
+def recorded_precision(folder: Path, overwrite: bool) -> str | None:
+    """The precision of the encoder, such as "bfloat16", in which the work in `folder` began; None if none did.
+
+    With `overwrite` finished features are replaced whole: the precision is that of an unfinished replacement."""
+    if overwrite and has_manifest(folder):
+        folder = replacement_of(folder)
+    try:
+        if has_manifest(folder):
+            recorded = read_manifest(folder, FEATURES)
+        elif (folder / PLAN).is_file():
+            recorded = read_sealed(folder / PLAN, Planned, AGAIN)
+        else:
+            return None
+    except ArtifactError:
+        if overwrite:
+            return None
+        raise
+    return str(recorded["encoder"]["precision"])
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
@@ -175,7 +213,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> str | None:
 def _comparable(plan: dict[str, Any]) -> dict[str, Any]:
     """The fields that must be equal in all shards of a folder. The places of encoder and dataset may differ."""
     return {
-        **{key: plan[key] for key in PLANNED},
+        **{key: plan[key] for key in Planned.__annotations__},
         "encoder": without(plan["encoder"], "id"),
         "source": without(plan["source"], "path"),
     }

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ..artifacts import HashedFile, atomic_file
 from ..config import ExtractOptions
 from ..datasets.read import Dataset
 from ..encoders.identity import FrozenEncoder
@@ -11,6 +10,7 @@ from ..errors import QfError
 from ..features.arrow_shards import schema, write_arrow_shard
 from ..features.codecs import CODECS, columns
 from ..features.tar_shards import write_tar_shard
+from ..files import HashedFile, atomic_file
 from .ledger import Ledger, Reject
 from .stream import EncodedPiece, Piece
 

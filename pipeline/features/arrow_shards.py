@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ..artifacts import Sink
 from ..errors import ArtifactError
+from ..files import Sink, mapped
 from ..schema import LEADING, TRAILING, VIEW, VIEWS
 from .codecs import TokenColumns
 
@@ -69,23 +70,44 @@ def _tensors(values: np.ndarray, type_: pa.FixedShapeTensorType) -> pa.Extension
 class ArrowShard:
     """A shard, memory-mapped: `table`, and where in `memory` (bytes of the file,) uint8 the values of each row begin.
 
-    `offsets`: column -> (n,) int64; of the column VIEW + name where the first of a row's views does."""
+    `offsets`: column -> (n,) int64; of the column VIEW + name where the first of a row's views does. `joint` is the width of
+    `pooled`, None without one."""
 
     def __init__(self, path: Path, encoded: TokenColumns) -> None:
-        """ArtifactError if it is no Arrow file, or a compressed one."""
+        """ArtifactError if it is no Arrow file with these columns, or a compressed one. OSError if it cannot be opened."""
+        buffer = mapped(path)
+        self.path = path
         try:
-            with pa.memory_map(str(path)) as source:
-                mapped = source.read_buffer()
-            self.table = pa.ipc.open_file(mapped).read_all()
+            self.table = pa.ipc.open_file(buffer).read_all()
             self.table.validate()
-            self.memory = np.frombuffer(mapped, np.uint8)
-            names = [name for name in [*encoded, "pooled"] if name in self.table.column_names]
-            names += [VIEW + name for name in encoded if VIEW + name in self.table.column_names]
-            self.offsets = {name: self._rows(self.table.column(name)) for name in names}
-        except Exception as error:  # pyarrow raises many types of errors for a damaged schema
-            raise ArtifactError(f"{path} is damaged; extract again with --overwrite") from error
+            self.memory = np.frombuffer(buffer, np.uint8)
+            names = self.table.column_names
+            pooled = self.table.schema.field("pooled").type if "pooled" in names else None
+            self.joint: int | None = pooled and pooled.shape[0]
+            expected = schema(encoded, self.joint, any(name.startswith(VIEW) for name in names))
+            wrong = [field.name for field in expected if self.table.schema.field(field.name).type != field.type]
+            columns = [name for name in names if name in encoded or name == "pooled" or name.startswith(VIEW)]
+            self.offsets = {} if wrong else {name: self._rows(self.table.column(name)) for name in columns}
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise self._damaged("it is no Arrow file of features") from error
+        if wrong:
+            raise self._damaged(f"its column {wrong[0]} is not what the manifest says")
         if any((rows < 0).any() for rows in self.offsets.values()):
             raise ArtifactError(f"{path} is compressed and cannot be memory-mapped; extract again with --overwrite")
+
+    def validate(self) -> None:
+        """ArtifactError if offsets in the file lead anywhere else than to the rows' own values. Reads the texts."""
+        try:
+            self.table.validate(full=True)
+            nested = [self.table.column(name) for name in self.table.column_names if name.startswith("view")]
+            counts = [pc.list_value_length(column).to_pylist() for column in nested]
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise self._damaged("its offsets are wrong") from error
+        if any(count != counts[0] for count in counts):
+            raise self._damaged("its views differ in number")
+
+    def _damaged(self, reason: str) -> ArtifactError:
+        return ArtifactError(f"{self.path} is damaged: {reason}; extract again with --overwrite")
 
     def _rows(self, column: pa.ChunkedArray) -> np.ndarray:
         """(n,): the byte of the file where the values of each row begin, or -1 if the file does not hold them."""

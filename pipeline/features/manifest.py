@@ -1,14 +1,80 @@
-"""The manifest of a features folder. Standard library only."""
+"""The manifest of a features folder. Standard library and msgspec only."""
 
-from ..artifacts import Kind
+from typing import Annotated, Any, Literal, TypedDict
 
-FEATURES = Kind(
-    "features",
-    "qf extract SOURCE",
-    {
-        **dict.fromkeys(("encoder", "source", "splits"), dict),
-        **dict.fromkeys(("codec", "format"), str),
-        **dict.fromkeys(("views", "records", "captions", "rejected"), int),
-        "shards": list,
-    },
-)
+from msgspec import Meta
+
+from ..artifacts import Count, FileEntry, Kind, Sha256, Size
+
+REJECTS = "rejects.jsonl"
+PLAN = "plan.json"  # of an extraction that is not finished
+
+
+class EncoderIdentity(TypedDict):
+    """The properties of the frozen encoder that decide the features (`encoders/identity.py`)."""
+
+    id: str
+    sha256: Sha256
+    layer: Annotated[int, Meta(ge=-10_000, le=10_000)]
+    precision: Literal["float32", "bfloat16", "float16"]
+    tokens: Size  # T
+    width: Size  # W
+    joint: Size | None  # P
+    preprocessing: dict[str, Any]
+
+
+class Source(TypedDict):
+    """The dataset that the features were made of."""
+
+    path: str
+    kind: str
+    records: Count
+    sha256: Sha256
+
+
+class Augmentation(TypedDict):
+    """How augmented views were drawn."""
+
+    flip: bool
+    seed: int
+
+
+class Planned(TypedDict):
+    """The plan of an extraction. Shards of different plans are never mixed."""
+
+    encoder: EncoderIdentity
+    codec: Literal["float32", "float16", "int8", "int4"]
+    format: Literal["arrow", "webdataset"]
+    views: Annotated[int, Meta(ge=0, le=10_000)]
+    augmentation: Augmentation | None
+    source: Source
+    shard_size: Size
+
+
+class ShardEntry(FileEntry):
+    """A shard, as the manifest lists it."""
+
+    file: Annotated[str, Meta(pattern=r"^shard-\d{5,}\.(arrow|tar)$")]
+    records: Count
+
+
+class Splits(TypedDict):
+    """Records of each split."""
+
+    train: Count
+    val: Count
+    test: Count
+
+
+class FeaturesManifest(Planned):
+    """A finished features folder."""
+
+    records: Count
+    captions: Count
+    splits: Splits
+    rejected: Count
+    shards: list[ShardEntry]
+    files: list[FileEntry]
+
+
+FEATURES = Kind("features", "qf extract SOURCE", FeaturesManifest, ("shard-*.*", REJECTS, PLAN))

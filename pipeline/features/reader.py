@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from ..artifacts import read_manifest, sha256_json, without
+from ..artifacts import check_files, difference, read_manifest, remember, without
 from ..errors import ArtifactError
+from ..files import sha256_json
 from ..schema import RECORD_COLUMNS, VIEW
 from .arrow_shards import ArrowShard
 from .codecs import Encoded, TokenColumns, columns
@@ -27,8 +29,13 @@ class Shard(Protocol):
     table: pa.Table  # RECORD_COLUMNS, and `views` where there are some; maybe more
     memory: np.ndarray  # (bytes of the file,) uint8, memory-mapped
     offsets: dict[str, np.ndarray]  # column -> (n,) int64: where in `memory` a row's values begin, or its views' (VIEW)
+    joint: int | None  # width of `pooled`, if there is one
+
+    def validate(self) -> None:
+        """ArtifactError if the shard is damaged in a way that opening it does not show."""
 
 
+AGAIN = "extract again with --overwrite"
 Empty = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]  # memory for a shape and a type
 READERS: dict[str, Callable[[Path, TokenColumns], Shard]] = {
     ".arrow": ArrowShard,
@@ -45,24 +52,43 @@ class Features:
     """A finished features folder, memory-mapped. Rows are numbered through all shards, in the order of the dataset."""
 
     def __init__(self, folder: Path) -> None:
-        """ArtifactError if the folder is unfinished, or a shard is missing or has another size than the manifest says."""
+        """ArtifactError if the folder is unfinished, or if a shard is missing, has changed or is not as the manifest says."""
         self.folder = folder
         self.manifest = read_manifest(folder, FEATURES)
         self.columns = columns(self.manifest["codec"], self.encoder["tokens"], self.encoder["width"])
         self._shards: list[Shard] = []
         if not self.manifest["shards"]:
             raise ArtifactError(f"{folder} holds no images; extract again with --overwrite")
-        for shard in self.manifest["shards"]:
-            path = folder / shard["file"]
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
-                raise ArtifactError(f"{path} is missing or damaged; extract again with --overwrite")
-            self._shards.append(READERS[path.suffix](path, self.columns))
+        unknown = check_files(folder, self.manifest["shards"], AGAIN)
+        for entry in self.manifest["shards"]:
+            path = folder / entry["file"]
+            shard = READERS[path.suffix](path, self.columns)
+            if path.name in unknown:
+                shard.validate()
+            self._check(path, shard, entry["records"])
+            self._shards.append(shard)
+        if unknown:
+            remember(folder, self.manifest["shards"])
         about = [*RECORD_COLUMNS, "views"] if self.views else RECORD_COLUMNS
         self.table = pa.concat_tables([shard.table.select(about) for shard in self._shards])
         self._starts = np.cumsum([0, *(len(shard.table) for shard in self._shards)])
         names = [*self.columns, *["pooled"] * bool(self.encoder["joint"])]
         names += [VIEW + name for name in self.columns if self.views]
         self._offsets = {name: np.concatenate([shard.offsets[name] for shard in self._shards]) for name in names}
+
+    def _check(self, path: Path, shard: Shard, records: int) -> None:
+        """ArtifactError if the shard has other rows than the manifest says."""
+        found = {"records": len(shard.table), "width of pooled": shard.joint}
+        wanted = {"records": records, "width of pooled": self.encoder["joint"]}
+        if "views" in shard.table.column_names:
+            trained = shard.table.filter(pc.equal(shard.table.column("split"), "train")).column("views")
+            viewed = pc.equal(pc.list_value_length(trained), self.views)
+            found["training images with all views"] = pc.sum(viewed).as_py() or 0
+            wanted["training images with all views"] = len(trained)
+        elif self.views:
+            found["views"], wanted["views"] = 0, self.views
+        if changed := difference(wanted, found):
+            raise ArtifactError(f"{path} is not as the manifest says: {changed}; {AGAIN}")
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

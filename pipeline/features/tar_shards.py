@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..artifacts import Sink
 from ..errors import ArtifactError
+from ..files import Sink, mapped
 from ..formatting import printable
 from ..schema import JSON_COLUMNS, VIEW
 from ..tar_format import BLOCK, DamagedTar, Member, tar_members
@@ -100,28 +100,24 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 class TarShard:
-    """A shard, memory-mapped: `table`, `memory` and `offsets` as an ArrowShard has them."""
+    """A shard, memory-mapped: `table`, `memory`, `offsets` and `joint` as an ArrowShard has them."""
 
     def __init__(self, path: Path, encoded: TokenColumns) -> None:
-        """ArtifactError if the file is not a tar that `write_tar_shard` wrote."""
+        """ArtifactError if the file is not a tar that `write_tar_shard` wrote. OSError if it cannot be opened."""
         self._types = {name: (np.dtype(str(d).removeprefix("torch.")), shape) for name, (d, shape) in encoded.items()}
         self._found = {name: array("q") for name in ("pooled", *encoded, *(VIEW + name for name in encoded))}
+        buffer = mapped(path)
+        self.memory = np.frombuffer(buffer, np.uint8)
         try:
-            with pa.memory_map(str(path)) as source:  # keeps no file open, as Python's own mmap does
-                mapped = source.read_buffer()
-            self.memory = np.frombuffer(mapped, np.uint8)
             with open(path, "rb", buffering=0) as file:
-                self.table = self._read(file.fileno(), mapped, encoded)
-        except (
-            DamagedTar,
-            OSError,
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ) as error:  # most come from the JSON
+                self.table = self._read(file.fileno(), buffer, encoded)
+        except (DamagedTar, AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ArtifactError(f"{path} is damaged ({error}); extract again with --overwrite") from error
         self.offsets = {name: np.array(found, np.int64) for name, found in self._found.items()}
+        self.joint: int | None = self._types["pooled"][1][0] if "pooled" in self._types else None
+
+    def validate(self) -> None:
+        """Nothing is left to check: every header and every text was read when it was opened."""
 
     def _read(self, tar: int, mapped: pa.Buffer, encoded: TokenColumns) -> pa.Table:
         """Record the offset of every array. Returns the other columns of the rows."""

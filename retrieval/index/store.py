@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ...pipeline.artifacts import MANIFEST, atomic_file, described, locked, read_manifest, write_manifest
-from ...pipeline.errors import ArtifactError
+from ...pipeline.artifacts import check_files, described, has_manifest, read_manifest, remember, write_manifest
+from ...pipeline.errors import ArtifactError, first_line
+from ...pipeline.files import atomic_file, locked, mapped
+from ...pipeline.replacement import clear, place_to_write, settle
 from ...pipeline.schema import INDEX_COLUMNS
-from .manifest import INDEX
-from .vectors import flat, import_faiss
+from .manifest import IMAGES, INDEX, ROWS, TEXTS
+from .vectors import flat, import_faiss, read_flat
 
 if TYPE_CHECKING:
     from ...pipeline.features.reader import Features
 
 REBUILD = "rebuild it with `qf index`"
-FILES = ("images.faiss", "texts.faiss", "rows.arrow")
+ROWS_AT_ONCE = 2**16  # vectors
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,18 @@ def _texts(captions: list[list[str]]) -> tuple[np.ndarray, list[str]]:
 
 
 def save_index(index: Index, folder: Path) -> dict[str, Any]:
-    """Write the index as an artifact, in place of an earlier one. Returns its manifest."""
+    """Write the index as an artifact; an earlier one stays until this one is complete. Returns its manifest."""
     faiss = import_faiss()
     with locked(folder):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for name, part in (("images.faiss", index.images), ("texts.faiss", index.texts)):
-            with atomic_file(folder / name) as file:
+        place = place_to_write(folder, overwrite=True, resumes=lambda there: not has_manifest(there))
+        place.mkdir(parents=True, exist_ok=True)
+        clear(place, INDEX)
+        for name, part in ((IMAGES, index.images), (TEXTS, index.texts)):
+            with atomic_file(place / name) as file:
                 file.write(faiss.serialize_index(part).data)
-        with atomic_file(folder / "rows.arrow") as file, pa.ipc.new_file(file, index.rows.schema) as writer:
+        with atomic_file(place / ROWS) as file, pa.ipc.new_file(file, index.rows.schema) as writer:
             writer.write_table(index.rows)
-        files = [described(folder / name) for name in FILES]
+        files = [described(place / name) for name in (IMAGES, TEXTS, ROWS)]
         content = {
             "type": "flat",
             "images": len(index),
@@ -84,23 +88,54 @@ def save_index(index: Index, folder: Path) -> dict[str, Any]:
             "files": files,
             **index.manifest,
         }
-        write_manifest(folder, INDEX, content)
+        write_manifest(place, INDEX, content)
+        remember(place, files)
+        settle(place, folder, INDEX)
     return read_manifest(folder, INDEX)
 
 
 def open_index(folder: Path) -> Index:
-    """A finished index. ArtifactError if a file is missing or damaged."""
-    faiss = import_faiss()
-    manifest = read_manifest(folder, INDEX)
+    """A finished index, all of it from one build. ArtifactError if a file is missing or damaged."""
+    before = None
+    while (manifest := read_manifest(folder, INDEX)) != before:
+        before = manifest
+        try:
+            index = _open(folder, manifest)
+        except (ArtifactError, FileNotFoundError):
+            if read_manifest(folder, INDEX) == manifest:
+                raise
+    return index  # the manifest is still the same: it was not rebuilt while it was read
+
+
+def _open(folder: Path, manifest: dict[str, Any]) -> Index:
+    unknown = check_files(folder, manifest["files"], REBUILD)
     try:
-        images, texts = (faiss.read_index(str(folder / name)) for name in ("images.faiss", "texts.faiss"))
-        with pa.memory_map(str(folder / "rows.arrow")) as source:
-            rows = pa.ipc.open_file(source).read_all()
-    except (RuntimeError, OSError, pa.ArrowInvalid) as error:
-        raise ArtifactError(f"index {folder} is damaged or lacks a file; {REBUILD}") from error
-    if images.ntotal != manifest["vectors"] or texts.ntotal != manifest["texts"] or rows.num_rows != manifest["images"]:
+        images, texts = (read_flat(folder / name) for name in (IMAGES, TEXTS))
+        rows = pa.ipc.open_file(mapped(folder / ROWS)).read_all().select(INDEX_COLUMNS)
+        if unknown:
+            rows.validate(full=True)
+        captions = rows.column("captions").to_pylist()
+    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ArtifactError(f"index {folder} is damaged ({first_line(error)}); {REBUILD}") from error
+    count, per_image = manifest["images"], manifest["per_image"]
+    found = [images.ntotal, texts.ntotal, rows.num_rows, sum(map(len, captions)), images.d]
+    if found != [manifest["vectors"], manifest["texts"], count, manifest["texts"], texts.d] or (
+        images.ntotal != count * per_image
+    ):
         raise ArtifactError(f"index {folder} is not what its manifest says; {REBUILD}")
-    return Index(images, texts, manifest["per_image"], rows, *_texts(rows.column("captions").to_pylist()), manifest)
+    if unknown:
+        if not all(_finite(part) for part in (images, texts)):
+            raise ArtifactError(f"index {folder} holds vectors that are not finite; {REBUILD}")
+        remember(folder, manifest["files"])
+    return Index(images, texts, per_image, rows, *_texts(captions), manifest)
+
+
+def _finite(index: Any) -> bool:
+    """Whether all vectors of a FAISS index are finite, looked at some at a time."""
+    return all(
+        np.isfinite(index.reconstruct_n(start, min(ROWS_AT_ONCE, index.ntotal - start))).all()
+        for start in range(0, index.ntotal, ROWS_AT_ONCE)
+    )
 
 
 def origin(folder: Path, run: Path, run_sha256: str, features: "Features") -> dict[str, Any]:

@@ -1,21 +1,25 @@
-import json
 import os
 import subprocess
 import sys
 
 import pytest
 from qf.pipeline.artifacts import (
-    atomic_file,
+    check_files,
+    described,
     difference,
-    locked,
+    is_sealed,
     read_manifest,
-    sha256_file,
-    write_json,
+    read_sealed,
+    remember,
     write_manifest,
+    write_sealed,
 )
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.manifest import FEATURES
+from qf.pipeline.files import atomic_file, locked, sha256_file, write_json
 from qf.trainer.manifest import RUN
+
+from conftest import ENCODER, features_manifest, reseal  # isort: skip
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -40,20 +44,63 @@ def test_manifests_name_the_command_that_makes_them(tmp_path):
     (tmp_path / "shard").write_bytes(b"x")
     with pytest.raises(ArtifactError, match="unfinished"):
         read_manifest(tmp_path, FEATURES)
-    content = {key: kind() for key, kind in RUN.fields.items()}
-    write_manifest(tmp_path, RUN, content)
-    assert read_manifest(tmp_path, RUN) == {"kind": "run", "version": 1, **content}
-    with pytest.raises(ArtifactError, match="holds run, not features"):
+    entry = {"file": "shard-00000.arrow", "records": 1, "bytes": 2, "sha256": "0" * 64}
+    content = features_manifest({}, [entry])
+    write_manifest(tmp_path, FEATURES, content)
+    assert read_manifest(tmp_path, FEATURES) == {"kind": "features", "version": 2, **content}
+    with pytest.raises(ArtifactError, match="holds features, not run; make that with `qf train`"):
+        read_manifest(tmp_path, RUN)
+
+
+IMPOSSIBLE = [
+    {"records": -1}, {"records": "1"}, {"records": 1.5}, {"records": None}, {"codec": "float7"}, {"views": 10**9},
+    {"encoder": 3}, {"encoder": ENCODER | {"tokens": 0}}, {"encoder": ENCODER | {"layer": "x"}}, {"splits": {"train": 1}},
+    {"shards": [{"file": "../a", "records": 1, "bytes": 1, "sha256": "0" * 64}]}, {"shards": {}}, {"version": 99},
+    {"shards": [{"file": "shard-00000.arrow", "records": 1, "bytes": 1, "sha256": "none"}]}, {"files": [{"file": "a"}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE, ids=str)
+def test_a_manifest_with_impossible_values_is_refused_even_with_the_right_checksum(tmp_path, change):
+    write_manifest(tmp_path, FEATURES, features_manifest({}, []))
+    reseal(tmp_path / "manifest.json", **change)
+    with pytest.raises(ArtifactError, match=r"make it again with `qf extract SOURCE` and --overwrite"):
         read_manifest(tmp_path, FEATURES)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ArtifactError, match="cannot be read"):
-        read_manifest(tmp_path)
-    broken = [content | {"files": [{"file": "a"}]}, content | {"model": 3}, {**content, "sha256": None}]
-    edited = [json.dumps({"kind": "run", "version": 1, **values}) for values in broken]
-    for text in ('{"kind": "run", "version": 99}', '{"kind": "run", "version": 1}', "[]", *edited):
-        (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(ArtifactError, match="not a manifest that this version"):
-            read_manifest(tmp_path, RUN)
+
+
+def test_every_change_of_one_byte_in_sealed_json_is_found(tmp_path):
+    path = tmp_path / "plan.json"
+    write_sealed(path, {"é": [1, 2.5, None], "name": "\udcff", "checks": {}})
+    assert read_sealed(path, dict, "") == {"é": [1, 2.5, None], "name": "\udcff", "checks": {}}
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for changed in (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], whole[:at] + whole[at + 1 :]):
+            path.write_bytes(changed)
+            with pytest.raises(
+                ArtifactError, match="is damaged or was edited: it is not what its checksum says; again"
+            ):
+                read_sealed(path, dict, "again")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"checksum": 1}', "\ud800"], ids=range(7))
+def test_other_files_are_no_sealed_json(tmp_path, text):
+    (tmp_path / "a").write_text(text, errors="surrogatepass")
+    assert not is_sealed(tmp_path / "a")
+
+
+def test_checksums_are_computed_once_and_again_after_a_change(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"sound")
+    entry = described(path)
+    assert check_files(tmp_path, [entry], "again") == {"a"}
+    remember(tmp_path, [entry])
+    assert check_files(tmp_path, [entry], "again") == set()
+    path.write_bytes(b"wrong")
+    with pytest.raises(ArtifactError, match=r"a has changed: its SHA-256 is not the manifest's; again"):
+        check_files(tmp_path, [entry], "again")
+    path.write_bytes(b"sound")
+    (tmp_path / ".checked.json").write_text("damaged")
+    assert check_files(tmp_path, [entry], "again") == {"a"}
 
 
 def test_the_first_difference_is_named():
@@ -63,12 +110,46 @@ def test_the_first_difference_is_named():
     assert difference(old, old | {"more": 1}) == "more was None and is now 1"
 
 
+def test_a_link_in_the_place_of_a_lock_or_of_a_temporary_file_is_not_followed(tmp_path):
+    target = tmp_path / "precious"
+    target.write_text("kept")
+    (tmp_path / ".work.lock").symlink_to(target)
+    with pytest.raises(ArtifactError, match=r"\.work\.lock is a link.*delete it"), locked(tmp_path / "work"):
+        pass
+    (tmp_path / "a.bin.tmp").symlink_to(target)
+    with atomic_file(tmp_path / "a.bin") as file:
+        file.write(b"new")
+    assert target.read_text() == "kept"
+
+
+def test_two_writers_of_one_file_share_no_temporary_file(tmp_path):
+    path = tmp_path / "a"
+    with atomic_file(path) as one:
+        one.write(b"one, the longer")
+        with atomic_file(path) as other:
+            other.write(b"other")
+        assert path.read_bytes() == b"other"
+    assert path.read_bytes() == b"one, the longer"
+
+
+def test_files_that_were_never_finished_are_swept_by_the_next_writer(tmp_path):
+    folder = tmp_path / "work"
+    (folder / "checkpoints").mkdir(parents=True)
+    left, other = folder / "checkpoints" / ".best.safetensors.0123abcd.tmp", folder / ".mine.tmp"
+    for path in (left, other):
+        path.touch()
+    with locked(folder):
+        assert not left.exists()
+    assert other.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["work"]
+
+
 def test_a_folder_has_one_writer_even_after_one_died(tmp_path):
     with locked(tmp_path), pytest.raises(ArtifactError, match="another qf is writing"), locked(tmp_path):
         pass
     code = (
-        "import os; from pathlib import Path; from qf.pipeline.artifacts import locked; "
-        f"locked(Path({str(tmp_path)!r})).__enter__(); os.kill(os.getpid(), 9)"
+        "import os; from pathlib import Path; from qf.pipeline.files import locked; "
+        f"lock = locked(Path({str(tmp_path)!r})); lock.__enter__(); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     with locked(tmp_path):

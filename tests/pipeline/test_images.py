@@ -375,3 +375,43 @@ def test_troubles_of_the_machine_are_no_rejects(tmp_path, monkeypatch, error):
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(type(error)):
         load_image(tmp_path / "a.png")
+
+
+GREY = np.linspace(0, 1, 48).reshape(6, 8)
+DEEP = {
+    "fractions": (GREY.astype(np.float32), GREY),
+    "floats up to 255": ((GREY * 255).astype(np.float32), GREY),
+    "floats up to 65535": ((GREY * 65535).astype(np.float32), GREY),
+    "floats of any size": ((GREY * 3e20 - 1e20).astype(np.float32), GREY),
+    "floats just above 1": ((GREY * 1.2).astype(np.float32), GREY),
+    "a dark picture of fractions": ((GREY / 5).astype(np.float32), GREY / 5),
+    "8 bits in 16": ((GREY * 255).astype(np.uint16), GREY),
+    "12 bits in 16": ((GREY * 4095).astype(np.uint16), GREY),
+    "16 bits": ((GREY * 65535).astype(np.uint16), GREY),
+    "16 bits, the other end first": ((GREY * 65535).astype(">u2"), GREY),
+    "8 bits in 32": ((GREY * 255).astype(np.int32), GREY),
+    "32 bits": ((GREY * 2e9).astype(np.int32), GREY),
+    "negative": ((GREY * 2000 - 1000).astype(np.int32), GREY),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_greys_are_neither_black_nor_clipped(name):
+    stored, expected = DEEP[name]
+    levels = np.asarray(load_image(encoded(Image.fromarray(stored), "TIFF")))[..., 1]
+    assert np.abs(levels - expected * 255).max() <= 1
+
+
+def test_floats_that_are_no_numbers_are_black_or_a_reject():
+    holes = GREY.astype(np.float32)
+    holes[0, :2] = np.nan, np.inf
+    levels = np.asarray(load_image(encoded(Image.fromarray(holes), "TIFF")))[..., 0]
+    assert (levels[0, 0], levels[0, 1], levels[5, 7]) == (0, 255, 255)
+    with pytest.raises(UnreadableImage, match="its pixels hold no numbers"):
+        load_image(encoded(Image.fromarray(holes * np.nan), "TIFF"))
+
+
+def test_premultiplied_transparency_is_laid_on_white():
+    clear = Image.new("RGBA", (8, 6), (200, 0, 0, 0))
+    for mode in ("RGBA", "LA"):
+        assert np.asarray(load_image(encoded(clear.convert(mode), "TIFF"))).min() == 255

@@ -1,13 +1,12 @@
-import json
-
 import pytest
+from qf.pipeline.artifacts import write_sealed
 from qf.pipeline.errors import QfError
 from qf.pipeline.workspace import Workspace
 
 
 def write(folder, **manifest):
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(json.dumps({"kind": "run", "version": 1, **manifest}))
+    write_sealed(folder / "manifest.json", {"kind": "run", "version": 2, **manifest})
 
 
 def test_the_run_that_finished_last_is_the_latest_and_damaged_ones_are_skipped(tmp_path, caplog):
@@ -20,7 +19,7 @@ def test_the_run_that_finished_last_is_the_latest_and_damaged_ones_are_skipped(t
     write(workspace.runs / "c", finished="2026-03-01")
     (workspace.runs / "c" / "manifest.json").write_text("{")
     assert workspace.run() == workspace.runs / "a"
-    assert "cannot be read" in caplog.text
+    assert "is damaged or was edited" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a"])
@@ -43,8 +42,7 @@ def test_unfinished_artifacts_are_warned_of(tmp_path, caplog):
     with pytest.raises(QfError, match="holds no features, run or index"):
         workspace.artifacts()
     workspace.features.mkdir()
-    (workspace.features / ".lock").touch()
-    (workspace.features / "plan.json").write_text("{}")
+    write_sealed(workspace.features / "plan.json", {"codec": "int8"})
     with pytest.raises(QfError, match="is unfinished; run the command that began it again"):
         workspace.artifacts()
     write(workspace.runs / "a")

@@ -11,6 +11,8 @@ from qf.pipeline.artifacts import described
 from qf.retrieval.verify import verify
 from typer.testing import CliRunner
 
+from conftest import reseal  # isort: skip
+
 
 @pytest.fixture
 def copy(trained, tmp_path):
@@ -35,9 +37,11 @@ def test_artifacts_that_qf_wrote_are_sound(trained):
 def test_harm_to_any_file_of_any_artifact_is_found(copy, harm):
     for part in parts(copy):
         manifest = json.loads((part / "manifest.json").read_text())
-        for file in manifest.get("shards") or manifest["files"]:
+        for file in [*manifest.get("shards", []), *manifest["files"]]:
             path = part / file["file"]
             whole = path.read_bytes()
+            if not whole and harm != "missing":
+                continue
             if harm == "missing":
                 path.unlink()
             elif harm == "shorter":
@@ -52,12 +56,13 @@ def test_harm_to_any_file_of_any_artifact_is_found(copy, harm):
 
 def test_counts_that_differ_from_the_manifest_are_found(copy):
     features = copy / "features"
-    manifest = json.loads((features / "manifest.json").read_text())
     reject = json.dumps({"key": "two\u2028lines", "image": "", "reason": ""}, ensure_ascii=False)
     (features / "rejects.jsonl").write_text(reject + "\n")
+    assert "rejects.jsonl has 50 bytes, not 0" in verify(features).problems[0]
+    reseal(features / "manifest.json", files=[described(features / "rejects.jsonl")])
     assert verify(features).problems == ["rejected: the manifest says 0, there are 1"]
     (features / "rejects.jsonl").write_text("")
-    (features / "manifest.json").write_text(json.dumps({**manifest, "captions": 7, "rejected": 1}))
+    reseal(features / "manifest.json", files=[described(features / "rejects.jsonl")], captions=7, rejected=1)
     assert verify(features).problems == [
         "captions: the manifest says 7, there are 48",
         "rejected: the manifest says 1, there are 0",
@@ -69,11 +74,9 @@ def test_records_are_counted_shard_by_shard(copy):
     manifest = json.loads((features / "manifest.json").read_text())
     first, second = manifest["shards"][:2]
     first["records"], second["records"] = first["records"] - 1, second["records"] + 1
-    (features / "manifest.json").write_text(json.dumps(manifest))
-    assert verify(features).problems == [
-        f"{first['file']}: the manifest says {first['records']} records, there are {first['records'] + 1}",
-        f"{second['file']}: the manifest says {second['records']} records, there are {second['records'] - 1}",
-    ]
+    reseal(features / "manifest.json", shards=manifest["shards"])
+    (problem,) = verify(features).problems
+    assert f"{first['file']} is not as the manifest says: records was {first['records']}" in problem
 
 
 def test_tokens_that_are_not_finite_are_found(copy):
@@ -87,7 +90,7 @@ def test_tokens_that_are_not_finite_are_found(copy):
     data[data.index(first) : data.index(first) + 2] = np.float16(np.nan).tobytes()
     path.write_bytes(data)
     manifest["shards"][0] |= described(path)
-    (features / "manifest.json").write_text(json.dumps(manifest))
+    reseal(features / "manifest.json", shards=manifest["shards"])
     (problem,) = verify(features).problems
     assert problem == f"the features of {table.column('key')[0].as_py()!r} are not all finite"
 

@@ -9,7 +9,7 @@ import torch
 from qf.pipeline.errors import TrainingError
 from qf.trainer.config import LoopConfig
 from qf.trainer.loop import learning_rate, make_optimizer, planned_steps, refuse_divergence, train_stage
-from qf.trainer.runs.checkpoints import load_info
+from qf.trainer.tensor_files import read_info
 from safetensors.torch import load_file
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_a_stage_of_a_few_lines_is_trained_logged_and_saved(tmp_path):
     ]
     kept = next(line for line in reversed(checks) if line["best"])
     assert kept["distance"] == min(line["distance"] for line in checks[1:])
-    info = load_info(tmp_path / "checkpoints" / "best.safetensors")
+    info = read_info(tmp_path / "checkpoints" / "best.safetensors")
     assert info == {"step": kept["step"], "distance": kept["distance"]}
 
 

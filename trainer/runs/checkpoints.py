@@ -1,46 +1,38 @@
-"""Checkpoints of training: one safetensors file each, written atomically, from which training resumes to the bit."""
+"""Checkpoints of training: one safetensors file each, written atomically, from which training resumes to the bit.
 
-import json
-from dataclasses import asdict, dataclass
+Each holds its own checksum. A damaged checkpoint is passed over, with a warning, for the one before."""
+
+import logging
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from msgspec import Meta, ValidationError, convert
 from torch import Tensor, nn
 
-from ...pipeline.artifacts import atomic_file
-from ...pipeline.errors import ArtifactError, first_line
+from ...pipeline.artifacts import Count
+from ...pipeline.errors import ArtifactError
+from ..tensor_files import check_tensors, open_tensors, read_info, save_tensors
 
-FOLDER = "checkpoints"  # in the folder of a run
+log = logging.getLogger(__name__)
 BEST = "best.safetensors"  # weights alone, of the best validation so far
+Seconds = Annotated[float, Meta(ge=0)]
 
 
 @dataclass
 class TrainState:
     """How far training is. A checkpoint holds it beside the tensors."""
 
-    step: int = 0  # steps done
-    seconds: float = 0.0
-    waited: float = 0.0  # seconds spent waiting for data
-    pairs: int = 0  # image-text pairs seen
+    step: Count = 0  # steps done
+    seconds: Seconds = 0.0
+    waited: Seconds = 0.0  # seconds spent waiting for data
+    pairs: Count = 0  # image-text pairs seen
     best: float = -1.0  # the highest score of a validation; scores are 0 or more
-    stale: int = 0  # validations since the best one
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-    """Write tensors and a JSON value into one safetensors file, atomically."""
-    data = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, {"info": json.dumps(info)})
-    with atomic_file(path) as file:
-        file.write(data)
-
-
-def load_info(path: Path) -> dict[str, Any]:
-    """The JSON value beside the tensors of a file that `save_tensors` wrote."""
-    with safe_open(path, "pt") as file:
-        info: dict[str, Any] = json.loads(file.metadata()["info"])
-        return info
+    stale: Count = 0  # validations since the best one
+    losses: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # sum and weight since the last line of the log
 
 
 def save_best(folder: Path, model: nn.Module, info: dict[str, Any]) -> None:
@@ -56,11 +48,22 @@ def load_best(folder: Path, model: nn.Module) -> dict[str, Any]:
     path = folder / BEST
     if not path.is_file():
         return {}
+    check_tensors(path)
+    _load_model(path, model, "")
+    return read_info(path)
+
+
+def drop_damaged_best(folder: Path, state: TrainState) -> None:
+    """Delete best weights that are damaged, with a warning: the next validation chooses the best anew."""
+    path = folder / BEST
+    if not path.is_file():
+        return
     try:
-        model.load_state_dict(load_file(path))
-        return load_info(path)
-    except Exception as error:  # safetensors and PyTorch raise errors of many kinds
-        raise ArtifactError(f"{path} cannot be read as weights: {first_line(error)}; train with --overwrite") from error
+        check_tensors(path)
+    except ArtifactError as error:
+        log.warning("%s; the next validation writes it anew", error)
+        path.unlink()
+        state.best, state.stale = -1.0, 0
 
 
 def save_checkpoint(
@@ -89,14 +92,46 @@ def last_step(folder: Path) -> int:
     return int(saved[-1].stem.removeprefix("step-")) if saved else 0
 
 
+def load_last_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> TrainState:
+    """Restore weights and optimiser from the last checkpoint that is sound. Returns the state; a fresh one without any.
+
+    Damaged checkpoints are passed over with a warning."""
+    for path in reversed(steps(folder)):
+        try:
+            check_tensors(path)
+            return load_checkpoint(path, model, optimizer, device)
+        except ArtifactError as error:
+            log.warning("%s; training goes on from the checkpoint before, or from its start", error)
+    return TrainState()
+
+
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> TrainState:
-    """Restore weights and optimiser. Returns the state."""
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-        model.load_state_dict({k.removeprefix("model."): file.get_tensor(k) for k in names if k.startswith("model.")})
+    """Restore weights and optimiser. Returns the state. ArtifactError if the file holds those of another model."""
+    try:
+        state = convert(read_info(path), TrainState)
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is no checkpoint of this version of qf: {error}") from error
+    _load_model(path, model, "model.")
+    with open_tensors(path) as file:
         for name, parameter in model.named_parameters():
             prefix = f"optimizer.{name}."
-            state = {k.removeprefix(prefix): file.get_tensor(k) for k in names if k.startswith(prefix)}
+            values = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
             # fused AdamW keeps its step count on the device of the parameters
-            optimizer.state[parameter] = {k: v.to(device) for k, v in state.items()}
-        return TrainState(**json.loads(file.metadata()["info"]))
+            optimizer.state[parameter] = {k: v.to(device) for k, v in values.items()}
+    return state
+
+
+def _load_model(path: Path, model: nn.Module, prefix: str) -> None:
+    """Load the tensors whose names begin with `prefix`. ArtifactError unless they are all of the model's, and no others."""
+    own = model.state_dict()
+    with open_tensors(path) as file:
+        found: dict[str, Tensor] = {
+            name.removeprefix(prefix): file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith(prefix)
+        }
+    if found.keys() != own.keys() or any(found[name].shape != own[name].shape for name in own):
+        raise ArtifactError(f"{path} holds the weights of another model")
+    model.load_state_dict(found)

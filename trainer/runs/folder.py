@@ -10,30 +10,31 @@ import torch
 from torch import nn
 
 from ...pipeline.artifacts import (
-    LOCK,
-    MANIFEST,
-    atomic_file,
     described,
     difference,
     has_manifest,
-    read_json,
     read_manifest,
-    write_json,
+    read_sealed,
+    remember,
     write_manifest,
+    write_sealed,
 )
 from ...pipeline.device import DTYPES
 from ...pipeline.errors import ArtifactError
 from ...pipeline.features.reader import Features
+from ...pipeline.files import atomic_file
 from ...pipeline.formatting import counted, duration
+from ...pipeline.replacement import clear, replacement_of
 from ...pipeline.results import Result
 from ..config import LoopConfig
-from ..manifest import RUN
-from .checkpoints import FOLDER, TrainState, load_best, save_tensors, steps
+from ..manifest import CHECKPOINTS, CONFIG, CURVES, METRICS, RUN, TOKENIZER, WEIGHTS, RunSettings
+from ..tensor_files import save_tensors
+from .checkpoints import TrainState, load_best, steps
 from .curves import draw_curves
-from .log import METRICS, TENSORBOARD, read_log
+from .log import read_log
 from .panel import recalls_of
 
-CONFIG, TOKENIZER, WEIGHTS, CURVES = "config.json", "tokenizer.json", "model.safetensors", "loss.png"
+AGAIN = "train again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -66,24 +67,52 @@ class Trained(Result):
         return f"run       {self.run}: {trained}  ({duration(self.seconds)})"
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that the run in `folder` began with. ArtifactError if they are damaged, OSError if they are missing."""
+    return read_sealed(folder / CONFIG, RunSettings, AGAIN)
+
+
 def _has_progress(folder: Path) -> bool:
     """Whether the run is finished or has a checkpoint to resume from."""
-    return has_manifest(folder) or bool(steps(folder / FOLDER))
+    return has_manifest(folder) or bool(steps(folder / CHECKPOINTS))
 
 
-def recorded_precision(folder: Path) -> torch.dtype | None:
-    """The precision in which a finished or unfinished run computes; None if there is nothing to resume."""
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as a file gives them back."""
+    found: dict[str, Any] = json.loads(json.dumps(settings))
+    return found
+
+
+def resumes(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether `folder` holds an unfinished run with these settings."""
+    if has_manifest(folder) or not (folder / CONFIG).is_file():
+        return False
+    try:
+        return not difference(read_settings(folder), _as_json(settings))
+    except ArtifactError:
+        return False
+
+
+def recorded_precision(folder: Path, overwrite: bool) -> torch.dtype | None:
+    """The precision in which the run in `folder` computes, finished or not; None if there is nothing to resume.
+
+    With `overwrite` a finished run is replaced whole: the precision is that of an unfinished replacement."""
+    if overwrite and has_manifest(folder):
+        folder = replacement_of(folder)
     if not _has_progress(folder):
         return None
-    settings = read_json(folder / CONFIG)
-    name = settings.get("precision") if isinstance(settings, dict) else None
-    return DTYPES.get(str(name).removeprefix("torch."))
+    try:
+        return DTYPES.get(str(read_settings(folder)["precision"]).removeprefix("torch."))
+    except ArtifactError:
+        if overwrite:
+            return None
+        raise
 
 
 def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether the run is finished. ArtifactError if the folder holds a run with other settings that would be lost."""
     if _has_progress(folder):
-        changed = difference(read_json(folder / CONFIG), json.loads(json.dumps(settings)))  # both as JSON has them
+        changed = difference(read_settings(folder), _as_json(settings))
         if changed:
             if changed.startswith("features "):
                 changed = "the features have changed"
@@ -94,19 +123,13 @@ def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     return has_manifest(folder)
 
 
-def begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Record the settings of a run. An earlier run is removed with `overwrite`, or if it has no checkpoint."""
-    if overwrite or not steps(folder / FOLDER):
-        _clear(folder)
-    write_json(folder / CONFIG, settings)
-
-
-def _clear(folder: Path) -> None:
-    """Remove a run: the manifest first and the settings last, so that an interrupt leaves an unfinished run."""
-    config, insides = folder / CONFIG, [*folder.glob(f"{FOLDER}/*"), *folder.glob(f"{TENSORBOARD}/*")]
-    others = [path for path in folder.glob("*.*") if path.name != LOCK and path != config]
-    for path in [folder / MANIFEST, *insides, *others, config]:
-        path.unlink(missing_ok=True)
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Record the settings of a run, unless the folder holds one with these settings, to resume. Anything else there is cleared."""
+    if resumes(folder, settings) and steps(folder / CHECKPOINTS):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    clear(folder, RUN)
+    write_sealed(folder / CONFIG, settings)
 
 
 def finish(
@@ -125,12 +148,12 @@ def finish(
 
     `sizes` is the configuration of the model; `stopped` tells why there are fewer steps than `total`. Without a validation the
     weights are saved as they are."""
-    best = load_best(folder / FOLDER, model)
+    best = load_best(folder / CHECKPOINTS, model)
     save_tensors(folder / WEIGHTS, model.state_dict(), best)
     lines = list(read_log(folder / METRICS))
     with atomic_file(folder / CURVES) as file:
         draw_curves(lines, file)
-    files = [described(folder / name) for name in (WEIGHTS, TOKENIZER, CONFIG, METRICS)]
+    files = [described(folder / name) for name in (WEIGHTS, TOKENIZER, CONFIG, METRICS, CURVES)]
     seconds = max(state.seconds, 1e-9)
     write_manifest(
         folder,
@@ -155,6 +178,7 @@ def finish(
             "best": best,
         },
     )
+    remember(folder, files)
 
 
 def result(folder: Path) -> Trained:

@@ -3,15 +3,13 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...pipeline.artifacts import atomic_file
 from ...pipeline.errors import TrainingError
+from ...pipeline.files import atomic_file
+from ..manifest import METRICS, TENSORBOARD
 
-METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"  # folder in the folder of a run
 Report = Callable[[dict[str, Any], int], None]  # takes a line of metrics.jsonl, and the total of steps
 
 
@@ -29,9 +27,15 @@ def summary_writer() -> type:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl, up to a line that an interrupt left incomplete."""
-    with suppress(json.JSONDecodeError):
-        yield from map(json.loads, path.read_text().splitlines() if path.is_file() else [])
+    """The lines of metrics.jsonl, up to one that an interrupt or damage left incomplete."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            return
+        if not (isinstance(value, dict) and type(value.get("step")) is int):
+            return
+        yield value
 
 
 class Log:

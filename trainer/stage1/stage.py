@@ -9,21 +9,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...pipeline.artifacts import locked
 from ...pipeline.device import DTYPES, resolve_precision
 from ...pipeline.errors import TrainingError
 from ...pipeline.features.reader import Features
+from ...pipeline.files import locked
 from ...pipeline.formatting import counted
+from ...pipeline.replacement import place_to_write, replacement_of, settle
 from ..config import PRESETS, Stage1Config
 from ..distributed.processes import ALONE, Processes
 from ..loader.batches import Batch, Batches
 from ..loader.cache import Cache, cached
 from ..loop import planned_steps, train_stage
+from ..manifest import CHECKPOINTS, RUN, TOKENIZER
 from ..metrics.retrieval import RetrievalSet, mean_recall_at_1, recalls, retrieval
 from ..objectives import LOSSES
 from ..qformer import QFormer
-from ..runs.checkpoints import FOLDER, TrainState, last_step
-from ..runs.folder import TOKENIZER, Trained, begin, finish, is_finished, recorded_precision, result
+from ..runs.checkpoints import TrainState, last_step
+from ..runs.folder import Trained, begin, finish, is_finished, recorded_precision, result, resumes
 from ..runs.log import Log, Report, no_report, summary_writer
 from ..tokens import Tokens
 from ..weights.start import find_start
@@ -104,16 +106,23 @@ def train(
     All `processes` call it; rank 0 writes, and calls `report` with each line of the log and `say` with other messages.
     `cache_on_device` keeps the features in memory and `tensorboard` writes the log for TensorBoard; neither changes the run.
 
+    With `overwrite` a run that is there stays until the new one is finished.
+
     ArtifactError if the folder holds a run with other settings. TrainingError if the features are too few, if the processes
     cannot share a batch, or if training diverges."""
     _check(features, config, processes)
     dtype = resolve_precision(config.precision, device)
     writer = summary_writer() if tensorboard and processes.first else None
     with locked(folder) if processes.first else nullcontext():
-        if processes.first and config.precision == "auto" and not overwrite:
-            dtype = recorded_precision(folder) or dtype  # a run ends in the precision that it began in
+        if processes.first and config.precision == "auto":
+            dtype = recorded_precision(folder, overwrite) or dtype  # a run ends in the precision that it began in
         dtype = _of_rank_0(dtype, processes, device)
         settings = {"train": asdict(config), "features": features.identity, "precision": str(dtype)}
+        place = folder
+        if processes.first:
+            place = place_to_write(folder, overwrite, lambda there: resumes(there, settings))
+        if processes.agree(place != folder, device):
+            place = replacement_of(folder)
         finished = processes.first and not overwrite and is_finished(folder, settings)
         if finished:
             say(f"{folder} is finished: nothing to train; --overwrite trains it anew")
@@ -130,20 +139,21 @@ def train(
                 embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
                 stage = Stage1(features, config, embedder, batches, processes)
             if processes.first:
-                begin(folder, settings, overwrite)
-                tokens.save(folder / TOKENIZER)
-            processes.agree(True, device)  # all ranks wait until the folder is ready
+                begin(place, settings)
+                tokens.save(place / TOKENIZER)
+            processes.agree(True, device)  # all ranks wait until the place is ready
             state, total, steps_per_epoch = TrainState(), 0, 1.0
             if stage is not None:
                 total, steps_per_epoch = stage.total, stage.batches_per_epoch / config.accumulate
-                say(outlook(stage, last_step(folder / FOLDER)))
-                state = train_stage(stage, folder, config, device, processes, report, writer)
+                say(outlook(stage, last_step(place / CHECKPOINTS)))
+                state = train_stage(stage, place, config, device, processes, report, writer)
             elif processes.first:  # the weights as they came, with an empty log
-                Log(folder, 0, 0.0, 0, report, writer).close()
+                Log(place, 0, 0.0, 0, report, writer).close()
             if processes.first:
                 stopped = f"validation R@1 got no better, --patience {config.patience}" if state.step < total else None
                 sizes = asdict(model.config)
-                finish(folder, 1, model, sizes, config, features, state, total, steps_per_epoch, stopped)
+                finish(place, 1, model, sizes, config, features, state, total, steps_per_epoch, stopped)
+                settle(place, folder, RUN)
         processes.agree(True, device)  # all ranks wait for the manifest
         return result(folder)
 

@@ -11,10 +11,11 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from ...pipeline.artifacts import atomic_file, is_artifact, read_manifest, sha256_file, write_json
+from ...pipeline.artifacts import is_artifact, read_manifest
 from ...pipeline.encoders.identity import check_weights, encoder_folder, model_type, read_processor
 from ...pipeline.encoders.transformers import BLIP_2, VISION_MODELS, load_model
 from ...pipeline.errors import ArtifactError
+from ...pipeline.files import atomic_file, sha256_file, write_json
 from ...pipeline.formatting import size
 from ...pipeline.results import Result
 from ..config import QFormerConfig

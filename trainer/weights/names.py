@@ -8,12 +8,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...pipeline.errors import ArtifactError
 from ...pipeline.failures import out_of_memory
 from ...pipeline.lfs import CURE, is_lfs_pointer
+from ..tensor_files import open_tensors
 
 # (their prefix, our prefix): the first that a key starts with renames it; ATTENTION then renames `self` where they use it
 LAVIS = (
@@ -127,13 +127,11 @@ def load_tensors(path: Path, foreign: re.Pattern[str] = RUN_NAMES.foreign) -> di
         raise ArtifactError(f"{path} {CURE}")
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
+            with open_tensors(path) as file:
                 return {key: file.get_tensor(key) for key in file.keys() if not foreign.search(key)}  # noqa: SIM118
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, ArtifactError):
         raise
-    except SafetensorError as error:
-        raise _unreadable(path, "the file is damaged or incomplete; copy it again") from error
     except Exception as error:  # torch.load raises errors of many kinds
         if out_of_memory(error):
             raise

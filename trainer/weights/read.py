@@ -5,16 +5,17 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from safetensors import safe_open
+from msgspec import convert
 from torch import Tensor, nn
 
-from ...pipeline.artifacts import has_manifest, read_manifest
+from ...pipeline.artifacts import check_files, has_manifest, read_manifest, remember
 from ...pipeline.encoders.identity import encoder_folder, origin, pointer_in
 from ...pipeline.errors import ArtifactError, EncoderError
 from ...pipeline.lfs import CURE
-from ..manifest import RUN
+from ..manifest import RUN, WEIGHTS, ModelSizes
+from ..tensor_files import open_tensors
 from ..tokens import Tokens, read_tokenizer
 from .names import (
     BERT_NAMES,
@@ -33,6 +34,13 @@ from .names import (
 )
 
 log = logging.getLogger(__name__)
+
+
+class Exported(TypedDict, total=False):
+    """The metadata that `qf export` writes beside tensors."""
+
+    model: ModelSizes
+    tokenizer: str
 
 
 def read_weights(name: str, num_attention_heads: int | None = None) -> Weights:
@@ -105,7 +113,10 @@ def fill(model: nn.Module, weights: Weights) -> None:
 
 def _from_run(folder: Path) -> Weights:
     manifest = read_manifest(folder, RUN)
-    state = load_tensors(folder / "model.safetensors")
+    unknown = check_files(folder, manifest["files"], "train again with --overwrite")
+    state = load_tensors(folder / WEIGHTS)
+    if unknown:
+        remember(folder, manifest["files"])
     return Weights(str(folder), RUN_NAMES, manifest["model"], state, tokenizer=read_tokenizer(folder))
 
 
@@ -265,15 +276,14 @@ def _info(path: Path) -> dict[str, Any]:
     """The metadata {model, tokenizer} that `qf export` writes beside the tensors; {} in any other file."""
     if path.suffix != ".safetensors":
         return {}
-    with safe_open(path, "pt") as file:
+    with open_tensors(path) as file:
         text = (file.metadata() or {}).get("qf", "{}")
     try:
-        info = json.loads(text)
-    except ValueError:
-        info = None
-    if not isinstance(info, dict):
-        raise ArtifactError(f"{path} cannot be read as weights: the metadata of `qf export` in it is damaged")
-    return info
+        return convert(json.loads(text), Exported)
+    except (ValueError, RecursionError) as error:  # msgspec's ValidationError is a ValueError
+        raise ArtifactError(
+            f"{path} cannot be read as weights: the metadata of `qf export` in it is damaged"
+        ) from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from qf.pipeline.artifacts import sha256_json
 from qf.pipeline.datasets.catalogue import BATCH, Catalogue
 from qf.pipeline.datasets.records import Record
-from qf.pipeline.datasets.sources import ImageFile, ParquetCell, TarSlice
+from qf.pipeline.datasets.sources import FileSlice, ImageFile, ParquetCell
 from qf.pipeline.errors import DatasetError
+from qf.pipeline.files import sha256_json
 
 SOURCES = st.one_of(
     st.none(),
     st.builds(ImageFile, st.sampled_from(["/a", "b"]), st.text(st.characters(codec="utf-8"))),
-    st.builds(TarSlice, st.sampled_from(["c.tar", "/a"]), st.integers(0, 2**60), st.integers(0, 2**60)),
+    st.builds(FileSlice, st.sampled_from(["c.tar", "/a"]), st.integers(0, 2**60), st.integers(0, 2**60)),
     st.builds(
         ParquetCell, st.just("d"), st.sampled_from(["image.bytes", "jpg"]), st.integers(0, 99), st.integers(0, 99)
     ),

@@ -33,7 +33,8 @@ def test_sidecars(tmp_path):
         },
     )  # fmt: skip
     dataset = read(tmp_path, ReadOptions(val_fraction=0))
-    assert (dataset.kind, dataset.found) == ("sidecars", "images with a .txt or .json beside each")
+    found = "images with a .txt or .json beside each; not read: 1 hidden file (.hidden.jpg)"
+    assert (dataset.kind, dataset.found) == ("sidecars", found)
     records = {r.key: r for r in dataset.records}
     assert list(records) == ["c.webp", "d.jpg", "e.jpg", "f.jpg", "g.jpg", "train/b.JPG", "val/a.png"]
     assert records["train/b.JPG"].captions == ("one", "two")
@@ -65,40 +66,56 @@ def test_a_sidecar_may_name_the_split(tmp_path):
         list(read(tmp_path).records)
 
 
-def test_links_in_a_folder_lead_nowhere(tmp_path):
-    fill(
-        tmp_path,
-        {
-            "out/secret.txt": "s",
-            "out/s.jpg": "S",
-            "in/ok.jpg": "",
-            "in/ok.txt": "ok",
-            "in/text.jpg": "",
-            "in/s.txt": "x",
-        },
-    )
-    folder = tmp_path / "in"
-    (folder / "text.txt").symlink_to("../out/secret.txt")
-    (folder / "s.jpg").symlink_to("../out/s.jpg")
-    (folder / "more").symlink_to("../out")
-    os.mkfifo(folder / "pipe.txt")
-    fill(folder, {"pipe.jpg": ""})
-    records = {r.key: r for r in read(folder).records}
+@pytest.fixture
+def linked(tmp_path):
+    """A folder with links that lead out of it: to a text, a picture and a folder; and a pipe."""
+    out = {"out/secret.txt": "s", "out/s.jpg": "S", "out/s.txt": "out"}
+    fill(tmp_path, {**out, "in/ok.jpg": "", "in/ok.txt": "ok", "in/text.jpg": "", "in/s.txt": "x", "in/pipe.jpg": ""})
+    (tmp_path / "in" / "text.txt").symlink_to("../out/secret.txt")
+    (tmp_path / "in" / "s.jpg").symlink_to("../out/s.jpg")
+    (tmp_path / "in" / "more").symlink_to("../out")
+    os.mkfifo(tmp_path / "in" / "pipe.txt")
+    return tmp_path / "in"
+
+
+def test_links_out_of_a_folder_are_followed_and_a_picture_is_one_record(linked):
+    dataset = read(linked)
+    records = {r.key: r for r in dataset.records}
+    assert list(records) == ["more/s.jpg", "ok.jpg", "pipe.jpg", "text.jpg"]
+    assert records["more/s.jpg"].captions == ("out", "x")
+    assert load(records["more/s.jpg"].source).read_text() == "S"
+    assert records["text.jpg"].captions == ("s",)
+    assert records["pipe.jpg"].problem == "no caption"
+    assert "1 links name a picture again" in dataset.found
+    assert "1 images lie outside their folder" in dataset.found
+
+
+def test_confined_links_of_a_folder_lead_nowhere(linked):
+    records = {r.key: r for r in read(linked, ReadOptions(confine=True)).records}
     assert list(records) == ["more", "ok.jpg", "pipe.jpg", "s.jpg", "text.jpg"]
     assert records["text.jpg"].problem.startswith("the text beside it cannot be read")
-    assert records["pipe.jpg"].problem == "no caption"
+    assert records["more"].problem == "a link to a folder outside, which --confine refuses"
     with pytest.raises(UnreadableImage, match="lies outside"):
         load(records["s.jpg"].source)
 
 
-def test_a_linked_folder_of_images_is_named_not_followed(tmp_path):
-    fill(tmp_path, {"a.jpg": "", "a.txt": "a"})
-    (tmp_path / "loop.jpg").symlink_to(".")
-    records = list(read(tmp_path).records)
-    assert [(r.key, r.problem) for r in records] == [
-        ("a.jpg", ""),
-        ("loop.jpg", "a link to a folder, which is not followed"),
-    ]
+def test_a_picture_and_the_links_to_it_are_one_record_of_its_own_name(tmp_path):
+    fill(tmp_path, {"b.jpg": "", "b.txt": "own", "a.txt": "linked", "deep/c.jpg": "", "deep/c.txt": "c"})
+    (tmp_path / "a.jpg").symlink_to("b.jpg")
+    (tmp_path / "again").symlink_to("deep")
+    dataset = read(tmp_path)
+    assert [(r.key, r.captions) for r in dataset.records] == [("b.jpg", ("own", "linked")), ("deep/c.jpg", ("c",))]
+    assert "1 link to a folder that is read already (again)" in dataset.found
+
+
+def test_loops_of_links_end(tmp_path):
+    fill(tmp_path, {"in/a.jpg": "", "in/a.txt": "a", "in/b.csv": "image,caption\na.jpg,a\n"})
+    for name, target in (("loop", "."), ("up", ".."), ("self", "self"), ("self.jpg", "self.jpg")):
+        (tmp_path / "in" / name).symlink_to(target)
+    dataset = read(tmp_path / "in")
+    assert [(r.key, r.problem) for r in dataset.records] == [("a.jpg", ""), ("self.jpg", "no caption")]
+    assert "2 links to a folder that holds it (loop)" in dataset.found
+    assert len(read(tmp_path / "**" / "*.csv").records) == 1
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -113,9 +130,6 @@ def test_folders_that_hold_no_captions(tmp_path):
     fill(tmp_path, {"a.jpg": "", "b.jpg": ""})
     with pytest.raises(DatasetError, match="none of 2 records can be used; a.jpg: no caption"):
         read(tmp_path)
-    fill(tmp_path / "hf", {"data-00000-of-00001.arrow": ""})
-    with pytest.raises(DatasetError, match=r"save_to_disk .* to_parquet"):
-        read(tmp_path / "hf")
 
 
 def test_a_lone_train_folder_is_split_by_hash(tmp_path):
@@ -123,12 +137,31 @@ def test_a_lone_train_folder_is_split_by_hash(tmp_path):
     assert read(tmp_path, ReadOptions(val_fraction=0, test_fraction=1)).records.splits["test"] == 1
 
 
-def test_metadata_that_is_a_link_out_of_the_folder(tmp_path):
-    fill(tmp_path, {"secret.csv": "image,caption\na.jpg,b\n"})
+def test_metadata_that_is_a_link_out_of_the_folder_is_read_unless_confined(tmp_path):
+    fill(tmp_path, {"blobs/1": "file_name,text\na.jpg,b\n", "blobs/2": "A"})
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "metadata.csv").symlink_to("../secret.csv")
-    with pytest.raises(DatasetError, match=r"metadata\.csv is a link out of .*; name the file itself"):
-        read(tmp_path / "in")
+    (tmp_path / "in" / "metadata.csv").symlink_to("../blobs/1")
+    (tmp_path / "in" / "a.jpg").symlink_to("../blobs/2")
+    (record,) = read(tmp_path / "in").records
+    assert load(record.source).read_text() == "A"
+    with pytest.raises(DatasetError, match=r"metadata\.csv is a link out of .*; leave out --confine"):
+        read(tmp_path / "in", ReadOptions(confine=True))
+
+
+def test_names_in_the_metadata_of_a_folder_never_leave_it(tmp_path):
+    fill(
+        tmp_path,
+        {
+            "secret.jpg": "s",
+            "in/a.jpg": "A",
+            "in/metadata.csv": f"file_name,text\na.jpg,x\n../secret.jpg,y\n{tmp_path}/secret.jpg,z\n",
+        },
+    )
+    first, *others = read(tmp_path / "in").records
+    assert load(first.source).read_text() == "A"
+    for record in others:
+        with pytest.raises(UnreadableImage, match="leads out of"):
+            load(record.source)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared photographs")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qf.pipeline.config import ReadOptions
-from qf.pipeline.datasets.read import braces, read
+from qf.pipeline.datasets.patterns import braces
+from qf.pipeline.datasets.read import read
 from qf.pipeline.datasets.records import splits_in_names
 from qf.pipeline.datasets.sources import load
 from qf.pipeline.errors import DatasetError
@@ -152,8 +153,6 @@ def test_patterns_of_what_is_not_there_or_not_alike(tmp_path):
     (tmp_path / "2.csv").write_bytes(WHOLE["d.csv"])
     with pytest.raises(DatasetError, match=r"0\.tar is webdataset but .*1\.csv is csv; name files of one kind"):
         read(tmp_path / "{0.tar,1.csv}")
-    with pytest.raises(DatasetError, match="several csv files cannot be read at once"):
-        read(tmp_path / "{1,2}.csv")
     (tmp_path / "{odd}.csv").write_bytes(WHOLE["d.csv"])
     assert len(read(tmp_path / "{odd}.csv").records) == 2
 
@@ -165,6 +164,55 @@ def test_compressed_files_and_no_folder_of_images(tmp_path):
     (tmp_path / "d.csv").write_bytes(WHOLE["d.csv"])
     with pytest.raises(DatasetError, match="--images .*nowhere is no folder"):
         read(tmp_path / "d.csv", ReadOptions(images=tmp_path / "nowhere"))
+
+
+def test_several_sources_are_read_as_a_pattern_that_names_them(tmp_path):
+    """As the shell expands a pattern that stands without quotes."""
+    for name in ("0.tar", "1.tar"):
+        (tmp_path / name).write_bytes(WHOLE["d.tar"])
+    assert list(read([tmp_path / "0.tar", tmp_path / "1.tar"]).records) == list(read(tmp_path / "{0,1}.tar").records)
+    assert list(read([tmp_path / "0.tar"]).records) == list(read(tmp_path / "0.tar").records)
+    with pytest.raises(DatasetError, match="is a folder; give one folder alone, or files of one kind"):
+        read([tmp_path, tmp_path / "0.tar"])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json"])
+def test_a_table_a_split_is_one_dataset(tmp_path, suffix):
+    for number, split in enumerate(("train", "val", "test")):
+        images = [f"{number}-{n}.jpg" for n in range(3)]
+        objects = [{"image": name, "caption": f"{name} {n}"} for name in images for n in range(2)]
+        whole = {
+            "csv": "image,caption\n" + "".join(f"{row['image']},{row['caption']}\n" for row in objects),
+            "jsonl": "\n".join(map(json.dumps, objects)),
+            "json": json.dumps(objects),
+        }
+        (tmp_path / f"captions_{split}.{suffix}").write_text(whole[suffix])
+    dataset = read(tmp_path / f"captions_{{train,val,test}}.{suffix}")
+    assert dataset.records.splits == {"train": 3, "val": 3, "test": 3}
+    assert dataset.records.captions == {"train": 6, "val": 6, "test": 6}
+    assert "3 files whose names tell the split" in dataset.found
+
+
+def test_the_rows_of_an_image_may_stand_in_several_tables(tmp_path):
+    (tmp_path / "1.csv").write_text("image,caption\na.jpg,x\nb.jpg,y\n")
+    (tmp_path / "2.csv").write_text("file_name,text,split\na.jpg,z,val\n")
+    a, b = read(tmp_path / "*.csv").records
+    assert (a.captions, a.split, b.captions) == (("x", "z"), "val", ("y",))
+    (tmp_path / "train.csv").write_text("image,caption\na.jpg,x\n")
+    (tmp_path / "val.csv").write_text("image,caption\na.jpg,y\nb.jpg,y\n")
+    a, b = read(tmp_path / "{train,val}.csv").records
+    assert (a.problem, b.problem) == ("its rows are in several splits: train, val", "")
+
+
+def test_tables_in_several_folders_have_their_folder_in_their_names(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "captions.csv").write_text("image,caption\na.jpg,x\n")
+    records = list(read(tmp_path / "*" / "captions.csv").records)
+    assert [(r.key, r.split, r.source.folder) for r in records] == [
+        ("train/a.jpg", "train", str(tmp_path / "train")),
+        ("val/a.jpg", "val", str(tmp_path / "val")),
+    ]
 
 
 def rows(*splits):

@@ -66,9 +66,13 @@ def test_pictures_in_a_folder_beside_the_table(tmp_path):
     (tmp_path / "images" / "a.jpg").write_bytes(b"x")
     write(tmp_path / "photos.csv", ROWS)
     assert read(tmp_path / "photos.csv").records[0].source == ImageFile(str(tmp_path / "images"), "a.jpg")
-    assert read(tmp_path / "photos.csv", ReadOptions(images=tmp_path)).records[0].source == ImageFile(
-        str(tmp_path), "a.jpg"
-    )
+    (tmp_path / "other" / "b").mkdir(parents=True)
+    options = ReadOptions(images=tmp_path / "other")
+    assert read(tmp_path / "photos.csv", options).records[0].source == ImageFile(str(tmp_path / "other"), "a.jpg")
+    (tmp_path / "other" / "b" / "a.jpg").write_bytes(b"x")  # the only one below --images
+    assert read(tmp_path / "photos.csv", options).records[0].source == ImageFile(str(tmp_path / "other" / "b"), "a.jpg")
+    (tmp_path / "other" / "a.jpg").write_bytes(b"x")
+    assert read(tmp_path / "photos.csv", options).records[0].source == ImageFile(str(tmp_path / "other"), "a.jpg")
 
 
 def test_imagefolder(tmp_path):
@@ -83,8 +87,8 @@ def test_imagefolder_with_a_folder_a_split(tmp_path):
         write(tmp_path / split / "metadata.csv", {"file_name": ["a.jpg"], "text": ["x"]})
     records = read(tmp_path).records
     assert [(r.key, r.split, r.source) for r in records] == [
-        ("train/a.jpg", "train", ImageFile(str(tmp_path / "train"), "a.jpg")),
-        ("validation/a.jpg", "val", ImageFile(str(tmp_path / "validation"), "a.jpg")),
+        ("train/a.jpg", "train", ImageFile(str(tmp_path / "train"), "a.jpg", "names")),
+        ("validation/a.jpg", "val", ImageFile(str(tmp_path / "validation"), "a.jpg", "names")),
     ]
 
 
@@ -141,7 +145,7 @@ def test_what_is_wrong_is_said(tmp_path, rows, message):
 def test_wrong_sources(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         read(tmp_path / "nothing.csv")
-    with pytest.raises(DatasetError, match=r"holds no captions: expected metadata.csv"):
+    with pytest.raises(DatasetError, match=r"holds no captions \(qf needs one: .*such as metadata.csv; seen: no file"):
         read(tmp_path)
     (tmp_path / "a.docx").write_bytes(b"x")
     with pytest.raises(DatasetError, match="none of the datasets"):
@@ -210,9 +214,9 @@ def test_tables_as_they_come(tmp_path, name, data):
         ("d.csv", b"image,caption,image\na,b,c\n", "two columns named 'image'; rename one"),
         ("d.csv", b"", "is empty"),
         ("d.csv", b"image,caption\n", "holds no records"),
-        ("d.csv", "image,caption\na,b".encode("utf-16"), r"line 1: byte 0xff is not UTF-8; convert the file, as with iconv"),
+        ("d.csv", "image,caption\na,b".encode("utf-16")[:-1], r"begins as UTF-16 but is damaged; write it again"),
         ("d.csv", b"image,caption\n" + b"a,b\n" * 5000 + b"a,\xe9t\xe9\n", r"line 5002: byte 0xe9 is not UTF-8"),
-        ("d.csv", b"image,caption\na," + b"x" * 200_000, "field larger than field limit"),
+        ("d.csv", b"image,caption\na," + b"x" * 200_000, "a caption of 200,000 characters, the limit is 65,536"),
         ("d.jsonl", b'{"image": "a", "caption": "b"}\n{"image"\n', "line 2, cannot be read as JSON lines"),
         ("d.jsonl", b'{"image": "a", "caption": "b"}\n{"image": "\xff"}\n', "line 2: byte 0xff is not UTF-8"),
         ("d.jsonl", b"3\n4\n", "no image column"),

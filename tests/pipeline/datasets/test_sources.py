@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import read
-from qf.pipeline.datasets.sources import ImageFile, ParquetCell, TarSlice, fetch, load
+from qf.pipeline.datasets.sources import FileSlice, ImageFile, ParquetCell, fetch, leads_out, load
 from qf.pipeline.images import MAX_BYTES, UnreadableImage
 
 from conftest import counted_parquet  # isort: skip
@@ -41,16 +41,38 @@ def test_links_inside_are_followed(folder):
 @pytest.mark.parametrize(
     "name", ["../secret.jpg", "link.jpg", "way/secret.jpg", "/etc/passwd", "../named-too/b.jpg", ".."]
 )
-def test_nothing_outside_the_folder_is_read(folder, name):
-    with pytest.raises(UnreadableImage, match=r"lies outside .*named, in .*; give --images DIR that holds it"):
-        load(ImageFile(str(folder), name))
+def test_a_confined_name_or_link_reads_nothing_outside_the_folder(folder, name):
+    with pytest.raises(
+        UnreadableImage, match=r"lies outside .*named, in .*; leave out --confine, or give --images DIR"
+    ):
+        load(ImageFile(str(folder), name, "links"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("../secret.jpg", b"secret"), ("link.jpg", b"secret"), ("../named-too/b.jpg", b"b")]
+)
+def test_names_and_links_lead_out_of_the_folder_unless_confined(folder, name, data):
+    for path in (name, str(folder / name)):
+        source = ImageFile(str(folder), path)
+        assert load(source).read_bytes() == data
+        assert leads_out(source)
+    for path in ("a.jpg", "inside.jpg", "./a.jpg", str(folder / "a.jpg"), "none.jpg", "a\0b"):
+        assert not leads_out(ImageFile(str(folder), path))
+
+
+def test_bound_names_may_follow_links_and_nothing_else_out_of_the_folder(folder):
+    assert load(ImageFile(str(folder), "link.jpg", "names")).read_bytes() == b"secret"
+    assert load(ImageFile(str(folder), str(folder / "a.jpg"), "names")) == folder / "a.jpg"
+    for name in ("../secret.jpg", "/etc/passwd", "../named-too/b.jpg", "way/../../secret.jpg", ".."):
+        with pytest.raises(UnreadableImage, match="its name leads out of|no such file"):
+            load(ImageFile(str(folder), name, "names"))
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("none.jpg", "no such file"), ("", "not a regular file"), (".", "not a regular file"), ("pipe.jpg", "not a regular file"),
-        ("loop.jpg", "cannot be read: Too many levels"), ("a\0b.jpg", "null"), ("n" * 300, "too long"),
+        ("loop.jpg", "cannot be read: Too many levels"), ("a\0b.jpg", "that of no file"), ("n" * 300, "too long"),
         ("a.jpg/b", "cannot be read: Not a directory"),
     ],
 )  # fmt: skip
@@ -59,22 +81,28 @@ def test_what_is_no_file_is_a_reason(folder, name, reason):
         load(ImageFile(str(folder), name))
 
 
-def test_a_table_may_name_absolute_paths_in_the_folder_that_images_names(folder, tmp_path):
+def test_a_table_may_name_paths_anywhere_and_how_many_lead_out_is_said(folder, tmp_path):
     table = tmp_path / "elsewhere" / "d.csv"
     table.parent.mkdir()
-    table.write_text(f"image,caption\n{folder / 'a.jpg'},x\n")
-    with pytest.raises(UnreadableImage, match="give --images DIR"):
-        load(read(table).records[0].source)
-    assert load(read(table, ReadOptions(images=folder)).records[0].source) == folder / "a.jpg"
+    table.write_text(f"image,caption\n{folder / 'a.jpg'},x\n../named/a.jpg,y\nb.jpg,z\n")
+    dataset = read(table)
+    assert [load(record.source) for record in dataset.records[:2]] == [folder / "a.jpg", folder / "a.jpg"]
+    assert "2 images lie outside their folder" in dataset.found
+    confined = read(table, ReadOptions(confine=True))
+    assert "outside" not in confined.found
+    with pytest.raises(UnreadableImage, match="lies outside"):
+        load(confined.records[0].source)
+    inside = read(table, ReadOptions(images=folder, confine=True))
+    assert load(inside.records[0].source) == folder / "a.jpg"
 
 
 def test_slices(tmp_path):
     (tmp_path / "t").write_bytes(b"0123456789")
-    assert load(TarSlice(str(tmp_path / "t"), 3, 4)) == b"3456"
+    assert load(FileSlice(str(tmp_path / "t"), 3, 4)) == b"3456"
     for source, reason in [
-        (TarSlice(str(tmp_path / "t"), 8, 4), "is truncated or has changed"),
-        (TarSlice(str(tmp_path / "t"), 0, MAX_BYTES + 1), "the limit is"),
-        (TarSlice(str(tmp_path / "u"), 0, 1), "no such file"),
+        (FileSlice(str(tmp_path / "t"), 8, 4), "is truncated or has changed"),
+        (FileSlice(str(tmp_path / "t"), 0, MAX_BYTES + 1), "the limit is"),
+        (FileSlice(str(tmp_path / "u"), 0, 1), "no such file"),
         (None, "no image"),
     ]:
         with pytest.raises(UnreadableImage, match=reason):

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import read
 from qf.pipeline.datasets.sources import load
 from qf.pipeline.errors import DatasetError
-from qf.pipeline.tar_format import BLOCK, DamagedTar, tar_members
+from qf.pipeline.tar_format import BLOCK, MAX_ZEROS, DamagedTar, tar_members
 
 
 def write_tar(path, members, form=tarfile.PAX_FORMAT, **attributes):
@@ -61,7 +62,10 @@ def test_a_tar_a_folder_and_a_pattern(tmp_path):
     folder = as_img2dataset_writes(tmp_path / "data")
     one, all_of_them, two = read(folder / "00001.tar"), read(folder), read(folder / "{00001..00002}.tar")
     assert [len(dataset.records) for dataset in (one, all_of_them, two)] == [3, 9, 6]
-    assert (all_of_them.kind, all_of_them.found) == ("webdataset", "WebDataset: 3 tars")
+    assert (all_of_them.kind, all_of_them.found) == (
+        "webdataset",
+        "WebDataset: 3 tars; not read: 3 Parquet files (00000.parquet)",
+    )
     first, second, third = one.records
     assert [r.key for r in one.records] == [f"00001/00000000{n}" for n in range(3)]
     assert (first.image, first.captions, second.captions) == ("000000000.jpg", ("a dog",), ("two\nlines",))
@@ -105,9 +109,12 @@ def test_what_a_sample_lacks_is_said(tmp_path):
     ]  # fmt: skip
     records = {r.key: r for r in read(write_tar(tmp_path / "t.tar", members)).records}
     problems = {key: r.problem for key, r in records.items()}
-    assert problems.pop("t/d").startswith("its caption cannot be read: 'utf-8'")
-    assert problems.pop("t/e").startswith("its caption cannot be read: Expecting property name")
-    assert problems == {"t/a": "", "t/b": "no caption", "t/c": "no image in the sample", "t/dir/f": "", "t/g": ""}
+    assert problems.pop("t/b") == (
+        "no caption in a .txt, .json or .caption (there is .jpg); --caption-column NAME takes another suffix"
+    )
+    assert problems.pop("t/d") == "its .txt cannot be read: byte 0 is not UTF-8"
+    assert problems.pop("t/e") == "its .json cannot be read: it is no valid JSON at line 1, column 2"
+    assert problems == {"t/a": "", "t/c": "no image in the sample", "t/dir/f": "", "t/g": ""}
     assert (records["t/dir/f"].captions, load(records["t/dir/f"].source)) == (("one", "two"), b"F")
     assert (records["t/g"].captions, load(records["t/g"].source)) == (("p", "q"), b"G")
 
@@ -229,3 +236,110 @@ def test_names_that_are_not_utf8(tmp_path):
     (record,) = read(path).records
     assert (record.key, record.image, record.problem) == (r"t/caf\xe9", r"caf\xe9.jpg", "")
     assert load(record.source) == b"x"
+
+
+def pairs(name, image="jpg", text="txt", count=4):
+    """Members of samples with a picture and a caption each."""
+    every = [(name(n), n) for n in range(count)]
+    return [
+        (f"{base}.{suffix}", b"%s %d" % (kind, n))
+        for base, n in every
+        for suffix, kind in ((image, b"picture"), (text, b"caption"))
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda n: f"22.0{n}",
+        lambda n: f"./v1.0/part.2/{n:05}",
+        lambda n: f"235342 Track 2.{n} (Clean)",
+        lambda n: f"a.b.c.{n}",
+        lambda n: f"IMG_{n}",
+    ],
+)
+@pytest.mark.parametrize("text", ["txt", "TXT", "caption", "text", "captions.json"])
+def test_dots_in_names_and_usual_suffixes(tmp_path, name, text):
+    members = pairs(name, "JPG", text)
+    if text == "captions.json":
+        members = [(n, json.dumps([data.decode()]).encode() if n.endswith("json") else data) for n, data in members]
+    records = list(read(write_tar(tmp_path / "t.tar", members)).records)
+    assert [(r.problem, r.captions, load(r.source)) for r in records] == [
+        ("", (f"caption {n}",), b"picture %d" % n) for n in range(4)
+    ]
+
+
+def test_a_long_run_of_names_with_one_start_is_told_apart(tmp_path):
+    records = list(read(write_tar(tmp_path / "t.tar", pairs(lambda n: f"v1.{n:05}", count=1200))).records)
+    assert [(r.key, r.captions) for r in records] == [(f"t/v1.{n:05}", (f"caption {n}",)) for n in range(1200)]
+
+
+STEM = st.text("ab01. -", min_size=1, max_size=5).filter(lambda name: name.strip(". ") == name)
+
+
+@given(st.lists(STEM, min_size=1, max_size=8, unique=True))
+def test_no_picture_is_lost_whatever_its_name(tmp_path_factory, stems):
+    """Each is read, is a reject or is counted as left out."""
+    members = [(f"{stem}.{suffix}", f"{stem} {suffix}".encode()) for stem in stems for suffix in ("jpg", "txt")]
+    path = write_tar(tmp_path_factory.mktemp("tar") / "t.tar", members)
+    try:
+        dataset = read(path)
+    except DatasetError:  # scattered, or of one key
+        return
+    read_ = {load(r.source).decode(): r.captions for r in dataset.records if not r.problem}
+    left_out = dataset.records.left_out["further pictures of a sample"]
+    rejected = sum(bool(r.problem) for r in dataset.records)
+    assert len(read_) + left_out + rejected >= len(stems)
+    for picture, captions in read_.items():
+        assert captions == (picture.removesuffix("jpg") + "txt",) or left_out
+
+
+def test_what_is_left_out_of_a_tar_is_counted(tmp_path):
+    members = [("._a.jpg", b"\0"), *sample("a", "x"), ("a.depth.png", b"d"), (".DS_Store", b"\0"), *sample("b", "y")]
+    dataset = read(write_tar(tmp_path / "t.tar", members))
+    assert dataset.found.endswith("; left out: 2 hidden members, 1 further pictures of a sample")
+
+
+def test_scattered_members_are_an_error_that_says_so(tmp_path):
+    members = pairs(str)
+    for order in (members[::2] + members[1::2], members[1::2] + members[::2]):
+        with pytest.raises(
+            DatasetError, match="of 0 do not follow each other; write the tar again with its members sor"
+        ):
+            read(write_tar(tmp_path / "t.tar", order))
+
+
+def test_the_error_names_what_would_take_the_captions(tmp_path):
+    members = [(f"{n}.{suffix}", data) for n in range(2) for suffix, data in (("jpg", b"x"), ("cls", b"3"))]
+    with pytest.raises(
+        DatasetError, match=r"no caption .*\(there is \.cls, \.jpg\); --caption-column NAME takes another"
+    ):
+        read(write_tar(tmp_path / "t.tar", members))
+    assert [r.captions for r in read(tmp_path / "t.tar", ReadOptions(caption_column="cls")).records] == [("3",)] * 2
+    members = [("0.jpg", b"x"), ("0.json", b'{"alt": "a dog", "URL": "u"}'), ("0.txt", b"")]
+    with pytest.raises(DatasetError, match="its JSON has the fields alt, URL; --caption-column NAME takes one of them"):
+        read(write_tar(tmp_path / "t.tar", members))
+    assert read(tmp_path / "t.tar", ReadOptions(caption_column="alt")).records[0].captions == ("a dog",)
+
+
+def test_a_sparse_tail_ends_at_once(tmp_path):
+    """A terabyte of zeros that takes no room; data behind it is read."""
+    whole = write_tar(tmp_path / "t.tar", SHARD[:3]).read_bytes()
+    with open(tmp_path / "t.tar", "r+b") as file:
+        file.truncate(2**40)
+    assert len(read(tmp_path / "t.tar").records) == 1
+    with open(tmp_path / "t.tar", "r+b") as file:
+        file.seek(2**39)
+        file.write(write_tar(tmp_path / "u.tar", SHARD[3:6]).read_bytes())
+    assert [r.key for r in read(tmp_path / "t.tar").records] == ["t/000000000", "t/000000001"]
+    (tmp_path / "t.tar").write_bytes(whole + bytes(MAX_ZEROS + BLOCK))
+    assert [r.problem[:26] for r in read(tmp_path / "t.tar").records] == ["", "t.tar: zeros up to byte 67"]
+
+
+def test_a_header_of_many_attributes_is_read_in_time(tmp_path):
+    value = b"5 a=\n" * 200_000
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(value)
+    data = header.tobuf() + value + bytes(-len(value) % BLOCK)
+    (tmp_path / "t.tar").write_bytes(data + write_tar(tmp_path / "u.tar", SHARD[:3]).read_bytes())
+    assert len(read(tmp_path / "t.tar").records) == 1

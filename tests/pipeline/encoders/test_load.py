@@ -8,10 +8,11 @@ import pytest
 import torch
 import transformers
 from numpy.testing import assert_allclose
-from qf.pipeline.artifacts import difference, sha256_file
+from qf.pipeline.artifacts import difference
 from qf.pipeline.encoders.load import load_encoder
 from qf.pipeline.encoders.text import TextModel, has_text_model
 from qf.pipeline.errors import EncoderError
+from qf.pipeline.files import sha256_file
 
 from conftest import draw  # isort: skip
 

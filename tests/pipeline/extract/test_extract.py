@@ -15,19 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from qf.pipeline.artifacts import write_json
+from qf.pipeline.artifacts import write_sealed
 from qf.pipeline.config import EncoderOptions, ExtractOptions
 from qf.pipeline.datasets.read import read
 from qf.pipeline.errors import ArtifactError, DatasetError
 from qf.pipeline.extract.extract import extract_source
-from qf.pipeline.extract.ledger import PLANNED
+from qf.pipeline.features.manifest import Planned
 from qf.pipeline.features.reader import Features
 
 from conftest import make_pictures, run_extract  # isort: skip
 
 
 def files(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("manifest.json", ".lock")}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("manifest.json", ".checked.json")}
 
 
 def test_a_folder_holds_shards_manifest_and_rejects_only(features):
@@ -276,7 +276,8 @@ def test_an_interrupted_overwrite_goes_on(tmp_path, pictures, clip_folder):
     run_extract(pictures, clip_folder, folder)
     with pytest.raises(KeyboardInterrupt):
         run_extract(pictures, clip_folder, folder, progress=interrupt(16), **options)
-    done = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.arrow")}
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".features.new").glob("shard-*.arrow")}
+    assert len(Features(folder)) == 24  # the old ones, until the new ones are complete
     assert 2 <= len(done) <= 5
     seen = []
     features = run_extract(pictures, clip_folder, folder, progress=lambda status: seen.append(status.done), **options)
@@ -331,9 +332,9 @@ def test_extraction_goes_on_in_the_precision_that_it_began_with(
     bytes_before = {path: path.read_bytes() for path in folder.glob("shard-*")}
     if not finished:  # put back what an interrupt leaves: plan and notes of all shards but the last
         manifest = json.loads((folder / "manifest.json").read_text())
-        write_json(folder / "plan.json", {name: manifest[name] for name in PLANNED})
+        write_sealed(folder / "plan.json", {name: manifest[name] for name in Planned.__annotations__})
         for shard in manifest["shards"][:-1]:
-            write_json((folder / shard["file"]).with_suffix(".json"), {**shard, "rejects": []})
+            write_sealed((folder / shard["file"]).with_suffix(".json"), {**shard, "rejects": []})
         (folder / "manifest.json").unlink()
         (folder / manifest["shards"][-1]["file"]).unlink()
     kept = folder / "shard-00000.arrow"

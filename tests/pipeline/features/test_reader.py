@@ -1,5 +1,6 @@
 """The Arrow contract, read with plain pyarrow, and the memory-mapped reader."""
 
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -8,13 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qf.pipeline.artifacts import sha256_file, write_manifest
+from qf.pipeline.artifacts import described, read_manifest, write_manifest
 from qf.pipeline.encoders.views import View
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.arrow_shards import VIEW, ArrowShard, schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, encode
 from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import Features
+from qf.pipeline.files import sha256_file
+
+from conftest import features_manifest, reseal  # isort: skip
 
 
 def test_a_shard_is_what_the_contract_says(features):
@@ -55,7 +59,7 @@ def test_what_is_written_is_read(tmp_path_factory, rows, batch, codec, pooled, r
         encode(codec, torch.from_numpy(draw.normal(size=(n, 3, 5)).astype(np.float32)))
         for n in (len(rows), len(owners))
     )
-    described, shards = columns(codec, 3, 5), []
+    layout, shards = columns(codec, 3, 5), []
 
     def block(part):
         of_part = [n for n, owner in enumerate(owners) if owner in part]
@@ -78,12 +82,10 @@ def test_what_is_written_is_read(tmp_path_factory, rows, batch, codec, pooled, r
         stop = min(start + 5, len(rows))
         parts = [range(i, min(i + batch, stop)) for i in range(start, stop, batch)]
         with open(path, "wb") as file:
-            count = write_arrow_shard(file, schema(described, 2 if pooled else None, True), map(block, parts))
-        shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": ""})
+            count = write_arrow_shard(file, schema(layout, 2 if pooled else None, True), map(block, parts))
+        shards.append({**described(path), "records": count})
     encoder = {"tokens": 3, "width": 5, "joint": 2 if pooled else None}
-    manifest = {"encoder": encoder, "codec": codec, "format": "arrow", "views": 2, "shards": shards}
-    counts = {"records": len(rows), "captions": 0, "rejected": 0, "splits": {}, "source": {}}
-    write_manifest(folder, FEATURES, manifest | counts)
+    write_manifest(folder, FEATURES, features_manifest(encoder, shards, codec=codec, views=2, records=len(rows)))
     features = Features(folder)
     assert features.keys == [f"{n}{key}" for n, (key, *_) in enumerate(rows)]
     assert features.captions == [captions for _, captions, *_ in rows]
@@ -107,15 +109,13 @@ def test_what_is_written_is_read(tmp_path_factory, rows, batch, codec, pooled, r
 
 
 def test_a_missing_or_cut_shard_is_named(features, tmp_path):
-    import shutil
-
     copy = shutil.copytree(features.folder, tmp_path / "features")
     shard = copy / "shard-00001.arrow"
     shard.write_bytes(shard.read_bytes()[:-10])
-    with pytest.raises(ArtifactError, match=r"shard-00001\.arrow is missing or damaged"):
+    with pytest.raises(ArtifactError, match=r"shard-00001\.arrow has \d+ bytes, not \d+; extract again"):
         Features(copy)
     shard.unlink()
-    with pytest.raises(ArtifactError, match=r"shard-00001\.arrow is missing or damaged"):
+    with pytest.raises(ArtifactError, match=r"shard-00001\.arrow is missing"):
         Features(copy)
 
 
@@ -127,3 +127,34 @@ def test_a_compressed_shard_is_refused(features, tmp_path):
         writer.write_table(table)
     with pytest.raises(ArtifactError, match=r"shard-00000\.arrow is compressed and cannot be memory-mapped"):
         ArrowShard(path, features.columns)
+
+
+def test_no_changed_bit_of_a_shard_passes_as_features(features, tmp_path):
+    """Offsets among them: Arrow itself would follow these out of the file. Every 37th byte, to be quick."""
+    path = shutil.copytree(features.folder, tmp_path / "features") / "shard-00000.arrow"
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 37):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        with pytest.raises(ArtifactError, match=r"shard-00000\.arrow has changed: its SHA-256 is not the manifest's"):
+            Features(path.parent)
+
+
+def test_offsets_that_lead_out_of_a_shard_are_found_even_with_the_right_checksum(features, tmp_path):
+    folder = shutil.copytree(features.folder, tmp_path / "features")
+    path = folder / "shard-00000.arrow"
+    whole = path.read_bytes()
+    keys = pa.ipc.open_file(whole).get_batch(0)["key"]
+    offsets = whole.index(keys.buffers()[1].to_pybytes()[: 4 * len(keys)])
+    path.write_bytes(whole[: offsets + 7] + b"\x7f" + whole[offsets + 8 :])  # the end of the first key
+    shards = read_manifest(folder)["shards"]
+    reseal(folder / "manifest.json", shards=[shards[0] | described(path), *shards[1:]])
+    with pytest.raises(ArtifactError, match=r"shard-00000\.arrow is damaged"):
+        Features(folder)
+
+
+@pytest.mark.parametrize("change", [{"tokens": 16}, {"width": 31}, {"joint": None}, {"joint": 23}], ids=str)
+def test_shards_of_other_sizes_than_the_manifest_says_are_refused(features, tmp_path, change):
+    folder = shutil.copytree(features.folder, tmp_path / "features")
+    reseal(folder / "manifest.json", encoder=features.encoder | change)
+    with pytest.raises(ArtifactError, match=r"shard-00000\.arrow is .*the manifest says"):
+        Features(folder)

@@ -20,6 +20,8 @@ from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import Features
 from qf.pipeline.features.tar_shards import TarShard, member_name, write_tar_shard
 
+from conftest import features_manifest  # isort: skip
+
 TOKENS, WIDTH, JOINT = 3, 5, 2
 
 
@@ -84,12 +86,10 @@ def cut(block, sizes):
         first, view = last, view + views
 
 
-def open_features(folder, shards, codec, pooled, views=3):
+def open_features(folder, shards, records, codec, pooled, views=3):
     encoder = {"tokens": TOKENS, "width": WIDTH, "joint": JOINT if pooled else None}
-    shards = [described(shard) for shard in shards]
-    manifest = {"encoder": encoder, "codec": codec, "format": "webdataset", "views": views, "shards": shards}
-    counts = {"records": 0, "captions": 0, "rejected": 0, "splits": {}, "source": {}}
-    write_manifest(folder, FEATURES, manifest | counts)
+    shards = [{**described(shard), "records": count} for shard, count in zip(shards, records, strict=True)]
+    write_manifest(folder, FEATURES, features_manifest(encoder, shards, codec=codec, format="webdataset", views=views))
     return Features(folder)
 
 
@@ -131,7 +131,8 @@ def test_both_formats_hold_the_same_and_webdataset_reads_it(tmp_path_factory, ro
             write_arrow_shard(file, arrow_schema, [part])
         shards[1].append(folders[1] / f"shard-{number:05d}.tar")
         assert write_tar(shards[1][-1], [part]) == len(part["key"])
-    arrow, tar = (open_features(f, s, codec, pooled) for f, s in zip(folders, shards, strict=True))
+    records = [len(part["key"]) for part in halves]
+    arrow, tar = (open_features(f, s, records, codec, pooled) for f, s in zip(folders, shards, strict=True))
 
     assert tar.table.schema == arrow.table.schema
     assert tar.table.to_pylist() == arrow.table.to_pylist()

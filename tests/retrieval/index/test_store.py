@@ -1,14 +1,14 @@
 """Index files, what they remember, and what they refuse."""
 
-import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from qf.pipeline.artifacts import read_manifest
+from qf.pipeline.artifacts import described, read_manifest
 from qf.pipeline.config import ComputeOptions
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.reader import Features
@@ -16,13 +16,15 @@ from qf.pipeline.schema import INDEX_COLUMNS
 from qf.pipeline.workspace import Workspace
 from qf.retrieval.encode.joint_space import JointSpace
 from qf.retrieval.encode.qformer import open_run
+from qf.retrieval.index import vectors
 from qf.retrieval.index.manifest import INDEX
-from qf.retrieval.index.store import make_index, open_index
+from qf.retrieval.index.store import make_index, open_index, save_index
+from qf.retrieval.index.vectors import flat
 from qf.retrieval.search import Ranking
 from qf.retrieval.searcher import Searcher, open_searcher
 from qf.retrieval.verify import verify
 
-from conftest import run_extract  # isort: skip
+from conftest import reseal, run_extract  # isort: skip
 
 CPU, ON = torch.device("cpu"), ComputeOptions("cpu", "float32")
 
@@ -73,8 +75,7 @@ def test_a_moved_workspace_still_opens(workspace):
 
 
 def test_an_index_of_another_model_is_refused(workspace):
-    manifest = json.loads((workspace / "runs" / "stage1" / "manifest.json").read_text())
-    (workspace / "runs" / "stage1" / "manifest.json").write_text(json.dumps(manifest | {"sha256": "0" * 64}))
+    reseal(workspace / "runs" / "stage1" / "manifest.json", sha256="0" * 64)
     with pytest.raises(ArtifactError, match="built from another model.*rebuild it with `qf index`"):
         open_searcher(Workspace(workspace), ON)
 
@@ -103,3 +104,53 @@ def test_a_damaged_index_is_refused(workspace):
     (workspace / "index" / "manifest.json").unlink()
     with pytest.raises(ArtifactError, match="unfinished.*qf index"):
         open_index(workspace / "index")
+
+
+def test_an_index_that_is_rebuilt_while_it_is_opened_is_read_whole(workspace, monkeypatch):
+    folder, files = workspace / "index", []
+    before = open_index(folder)
+
+    def read_flat(path):
+        if not files:  # another process rebuilds the index between two files
+            other = make_index(
+                Features(workspace / "features"), np.ones((24, 4, 256), np.float32), None, before.manifest
+            )
+            save_index(replace(other, texts=flat(np.zeros((48, 256)))), folder)
+        files.append(path.name)
+        return vectors.read_flat(path)
+
+    monkeypatch.setattr("qf.retrieval.index.store.read_flat", read_flat)
+    index = open_index(folder)
+    assert index.images.reconstruct(0)[0] == 1
+    assert index.texts.reconstruct(0)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda faiss, old: faiss.IndexIDMap(faiss.IndexFlatIP(old.d)),
+        lambda faiss, old: faiss.IndexFlatL2(old.d),
+        lambda faiss, old: faiss.IndexFlatIP(old.d),
+        lambda faiss, old: flat(np.ones((old.ntotal, old.d + 1), np.float32)),
+        lambda faiss, old: flat(np.full((old.ntotal, old.d), np.nan, np.float32)),
+    ],
+    ids=["an IDMap", "another metric", "no vectors", "another dimension", "NaN"],
+)
+def test_a_crafted_index_with_the_right_checksum_is_refused(workspace, make):
+    faiss = vectors.import_faiss()
+    path = workspace / "index" / "images.faiss"
+    path.write_bytes(faiss.serialize_index(make(faiss, faiss.read_index(str(path)))).tobytes())
+    manifest = read_manifest(workspace / "index", INDEX)
+    files = [described(workspace / "index" / file["file"]) for file in manifest["files"]]
+    reseal(workspace / "index" / "manifest.json", files=files)
+    with pytest.raises(ArtifactError, match="rebuild it with `qf index`"):
+        open_index(workspace / "index")
+
+
+def test_a_header_that_promises_too_many_vectors_is_refused(workspace):
+    path = workspace / "index" / "images.faiss"
+    data = bytearray(path.read_bytes())
+    data[8:16] = (2**40).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"no room for 1,099,511,627,776 vectors"):
+        vectors.read_flat(path)

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from qf.pipeline.artifacts import write_json
+from qf.pipeline.artifacts import write_sealed
 from qf.pipeline.errors import ArtifactError
 from qf.trainer.runs.checkpoints import BEST, TrainState, last_step, load_best, save_best, save_checkpoint
 from qf.trainer.runs.folder import Trained, begin, is_finished, recorded_precision, result
 
-SETTINGS = {"train": {"lr": 0.1}, "features": {"sha256": "a"}, "precision": "torch.bfloat16"}
+TRAIN = {"lr": 0.1, "max_text_length": 8, "losses": "itc", "init": None}
+SETTINGS = {"train": TRAIN, "features": "a" * 64, "precision": "torch.bfloat16"}
 TRAINED = Trained(
     steps=3, planned_steps=6, stopped="validation R@1 got no better, --patience 1", epochs=1.0, pairs_per_second=9.0,
     seconds=2.0, wait_share=0.0, loss=1.25, best={"step": 2, "text_to_image_R@1": 50.0, "image_to_text_R@1": 25.0}, run="r",
@@ -23,34 +24,36 @@ def checkpoint(folder, step=4):
 
 
 def test_an_unfinished_run_with_a_checkpoint_refuses_other_settings(tmp_path):
-    begin(tmp_path, SETTINGS, overwrite=False)
+    begin(tmp_path, SETTINGS)
     assert not is_finished(tmp_path, SETTINGS | {"precision": "torch.float32"})  # nothing to lose yet
     checkpoint(tmp_path)
     assert not is_finished(tmp_path, SETTINGS)
     with pytest.raises(ArtifactError, match=r"train\.lr was 0\.1 and is now 1; choose another --name"):
-        is_finished(tmp_path, SETTINGS | {"train": {"lr": 1}})
+        is_finished(tmp_path, SETTINGS | {"train": TRAIN | {"lr": 1}})
     with pytest.raises(ArtifactError, match="the features have changed"):
-        is_finished(tmp_path, SETTINGS | {"features": 3})
+        is_finished(tmp_path, SETTINGS | {"features": "b" * 64})
 
 
 def test_a_run_without_a_checkpoint_is_cleared_and_one_with_a_checkpoint_is_kept(tmp_path):
-    write_json(tmp_path / "old.json", 1)
-    begin(tmp_path, SETTINGS, overwrite=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / "loss.png").touch()
+    (tmp_path / "notes.txt").touch()  # not qf's
+    begin(tmp_path, SETTINGS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
     checkpoint(tmp_path)
-    begin(tmp_path, SETTINGS, overwrite=False)
+    begin(tmp_path, SETTINGS)
     assert last_step(tmp_path / "checkpoints") == 4
-    begin(tmp_path, SETTINGS, overwrite=True)
+    begin(tmp_path, SETTINGS | {"precision": "torch.float32"})
     assert last_step(tmp_path / "checkpoints") == 0
+    assert (tmp_path / "notes.txt").is_file()
 
 
 def test_the_precision_is_recorded_once_there_is_something_to_resume(tmp_path):
-    begin(tmp_path, SETTINGS, overwrite=False)
-    assert recorded_precision(tmp_path) is None
+    begin(tmp_path, SETTINGS)
+    assert recorded_precision(tmp_path, overwrite=False) is None
     checkpoint(tmp_path)
-    assert recorded_precision(tmp_path) == torch.bfloat16
-    write_json(tmp_path / "config.json", SETTINGS | {"precision": "strange"})
-    assert recorded_precision(tmp_path) is None
+    assert recorded_precision(tmp_path, overwrite=False) == torch.bfloat16
+    write_sealed(tmp_path / "config.json", SETTINGS | {"precision": "strange"})
+    assert recorded_precision(tmp_path, overwrite=False) is None
 
 
 def test_old_checkpoints_are_deleted(tmp_path):
@@ -66,7 +69,7 @@ def test_damaged_best_weights_are_named(tmp_path):
     save_best(tmp_path, model, {"step": 2})
     assert load_best(tmp_path, torch.nn.Linear(2, 2)) == {"step": 2}
     (tmp_path / BEST).write_bytes(b"x")
-    with pytest.raises(ArtifactError, match=r"best\.safetensors cannot be read as weights"):
+    with pytest.raises(ArtifactError, match=r"best\.safetensors is damaged"):
         load_best(tmp_path, model)
 
 

@@ -20,7 +20,7 @@ from qf.trainer.config import Stage1Config
 from qf.trainer.stage1.stage import train
 from safetensors.torch import load_file
 
-from conftest import make_pictures, run_extract  # isort: skip
+from conftest import make_pictures, reseal, run_extract  # isort: skip
 
 CPU = torch.device("cpu")
 SMALL = Stage1Config(
@@ -359,7 +359,7 @@ def test_tensorboard_holds_what_the_log_holds(features, small, tmp_path):
         assert [event.value for event in found] == pytest.approx([value for _, value in points])
         assert all(a.wall_time <= b.wall_time for a, b in zip(found, found[1:], strict=False))
     train(features, tmp_path / "run", replace(config, epochs=1), CPU, overwrite=True)
-    assert not list((tmp_path / "run" / "tensorboard").iterdir())
+    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 def test_a_missing_tensorboard_package_is_named(features, tmp_path, monkeypatch):
@@ -391,7 +391,7 @@ def record_precision(run, name):
     """Change the precision that an interrupted run began in, as if another machine had begun it."""
     settings = json.loads((run / "config.json").read_text())
     assert settings["precision"] != f"torch.{name}"
-    (run / "config.json").write_text(json.dumps(settings | {"precision": f"torch.{name}"}))
+    reseal(run / "config.json", precision=f"torch.{name}")
 
 
 def test_a_run_ends_in_the_precision_that_it_began_in(features, small, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from qf.pipeline.artifacts import read_json, write_json
+from qf.pipeline.artifacts import read_manifest
 from qf.pipeline.errors import ArtifactError, EncoderError
 from qf.trainer.config import Stage1Config
 from qf.trainer.qformer import QFormer
@@ -16,7 +16,7 @@ from qf.trainer.weights.start import find_start
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from conftest import run_extract  # isort: skip
+from conftest import reseal, run_extract  # isort: skip
 from blip2 import PIXELS, scores_from_features, scores_from_pixels  # isort: skip
 
 CPU = torch.device("cpu")
@@ -136,8 +136,8 @@ def test_exports_that_cannot_be_made_are_refused(run, lavis_eps, tmp_path, caplo
     caplog.clear()
     export(lavis_eps, tmp_path / "eps", "huggingface")
     assert "has epsilon 1e-05; Hugging Face's layout uses the vision model's, 1e-06" in caplog.messages[0]
-    manifest = read_json(lavis_eps / "manifest.json")
-    write_json(lavis_eps / "manifest.json", manifest | {"encoder": manifest["encoder"] | {"sha256": "0"}})
+    encoder = read_manifest(lavis_eps)["encoder"]
+    reseal(lavis_eps / "manifest.json", encoder=encoder | {"sha256": "0" * 64})
     with pytest.raises(EncoderError, match="no longer the one that made the features"):
         export(lavis_eps, tmp_path / "out", "huggingface")
 
@@ -158,6 +158,6 @@ def lavis_eps(run, blip2_features, tmp_path):
     """A run whose LayerNorm over the features has LAVIS's epsilon."""
     export(run, tmp_path / "lavis.safetensors", "lavis")
     train(blip2_features, tmp_path / "run", replace(UNTRAINED, init=str(tmp_path / "lavis.safetensors")), CPU)
-    manifest = read_json(tmp_path / "run" / "manifest.json")
-    write_json(tmp_path / "run" / "manifest.json", manifest | {"model": manifest["model"] | {"ln_vision_eps": 1e-5}})
+    model = read_manifest(tmp_path / "run")["model"]
+    reseal(tmp_path / "run" / "manifest.json", model=model | {"ln_vision_eps": 1e-5})
     return tmp_path / "run"
