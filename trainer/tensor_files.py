@@ -21,15 +21,16 @@ MAX_HEADER = 10**8  # bytes, as safetensors itself allows
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-    """Write tensors and a JSON value into one safetensors file with a checksum of all of it."""
-    metadata = {"info": json.dumps(info), "sha256": ZEROS}
+    """Write tensors and a JSON value into one safetensors file with a checksum of all of it.
+
+    Equal tensors and values give equal bytes: there is one field of metadata, because safetensors does not order several."""
+    metadata = {"info": json.dumps({"sha256": ZEROS, **info})}
     data = memoryview(save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, metadata))
-    at = bytes(data[: 8 + int.from_bytes(data[:8], "little")]).rindex(f'"sha256":"{ZEROS}"'.encode()) + len(
-        '"sha256":"'
-    )
+    found = CHECKSUM.search(data[: 8 + int.from_bytes(data[:8], "little")])
+    assert found is not None
     digest = hashlib.sha256(data).hexdigest()
     with atomic_file(path) as file:
-        for part in (data[:at], digest.encode(), data[at + len(ZEROS) :]):
+        for part in (data[: found.start(1)], digest.encode(), data[found.end(1) :]):
             file.write(part)
 
 

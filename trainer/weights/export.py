@@ -15,7 +15,7 @@ from ...pipeline.artifacts import is_artifact, read_manifest
 from ...pipeline.encoders.identity import check_weights, encoder_folder, model_type, read_processor
 from ...pipeline.encoders.transformers import BLIP_2, VISION_MODELS, load_model
 from ...pipeline.errors import ArtifactError
-from ...pipeline.files import atomic_file, sha256_file, write_json
+from ...pipeline.files import atomic_file, locked, write_json
 from ...pipeline.formatting import size
 from ...pipeline.results import Result
 from ..config import QFormerConfig
@@ -58,21 +58,20 @@ def export(run: Path, out: Path, layout: str, overwrite: bool = False) -> Export
         raise ArtifactError(f"{out} is there already; choose another name, or replace it with --overwrite")
     if is_artifact(out if out.is_dir() else out.parent):
         raise ArtifactError(f"{out} is in a folder of qf's own; choose another name")
-    if not (run / WEIGHTS).is_file() or sha256_file(run / WEIGHTS) != manifest["sha256"]:
-        raise ArtifactError(f"{run / WEIGHTS} is not the file that training wrote; train again with --overwrite")
     state = read_weights(str(run)).state
     config = QFormerConfig(**manifest["model"])
     tokens = Tokens.load(run / "tokenizer.json")
     if layout == "lavis":
         file = out if out.suffix == ".safetensors" else out / WEIGHTS
-        file.parent.mkdir(parents=True, exist_ok=True)
         renamed = {LAVIS_NAMES.theirs(key): value for key, value in state.items()}
-        _save(file, renamed, {"model": asdict(config), "tokenizer": tokens.tokenizer.to_str()})
+        with locked(file):
+            _save(file, renamed, {"model": asdict(config), "tokenizer": tokens.tokenizer.to_str()})
         files, vision = [file], False
     else:
         if out.is_file():
             raise ArtifactError(f"{out} is a file; --to huggingface writes a folder")
-        files, vision = _to_huggingface(out, config, state, tokens, manifest["encoder"])
+        with locked(out / WEIGHTS):
+            files, vision = _to_huggingface(out, config, state, tokens, manifest["encoder"])
     return Exported(str(out), layout, vision, len(files), sum(file.stat().st_size for file in files))
 
 
@@ -99,7 +98,6 @@ def _to_huggingface(
     beside = {key: value for key, value in state.items() if key == "temp" or key.startswith("cls.")}
     shared = {HUGGINGFACE_NAMES.theirs(key): value for key, value in state.items() if key not in beside}
 
-    out.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "preprocessor_config.json", f"{WEIGHTS}.index.json"):  # of an earlier export
         (out / name).unlink(missing_ok=True)
     _save(out / WEIGHTS, tensors | shared)
