@@ -130,8 +130,10 @@ def load_tensors(path: Path, foreign: re.Pattern[str] = RUN_NAMES.foreign) -> di
             with open_tensors(path) as file:
                 return {key: file.get_tensor(key) for key in file.keys() if not foreign.search(key)}  # noqa: SIM118
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError, ArtifactError):
+    except (OSError, MemoryError):
         raise
+    except ArtifactError as error:
+        raise _unreadable(path, "the file is damaged or incomplete; copy it again") from error
     except Exception as error:  # torch.load raises errors of many kinds
         if out_of_memory(error):
             raise
