@@ -112,7 +112,9 @@ def load(source: Fetched) -> Path | bytes:
     except (OSError, ValueError, pa.ArrowException) as error:
         if getattr(error, "errno", None) in PASSING:
             raise
-        damaged = "the file is damaged there" if isinstance(source, ParquetCell) else "its name is that of no file"
+        damaged = (
+            "the file is damaged there" if isinstance(source, ParquetCell) else "a name cannot hold a null character"
+        )
         raise UnreadableImage(f"cannot be read: {getattr(error, 'strerror', None) or damaged}") from error
 
 
