@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from qf.pipeline.artifacts import sealed
 from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import check_apart, read
 from qf.pipeline.datasets.sources import load
@@ -81,14 +82,12 @@ COCO = {
 BOXES = {"images": COCO["images"], "annotations": [{"image_id": 0, "bbox": [0, 0, 1, 1]}], "categories": []}
 PICTURES = {f"Images/{name}": jpeg() for name in NAMES}
 FEATURES = {
-    "qf-out/features/manifest.json": json.dumps({"kind": "features", "version": 1}),
-    "qf-out/features/.lock": "",
+    "qf-out/features/manifest.json": sealed({"kind": "features"}),
     "qf-out/features/shard-00000.tar": tar_of("own"),
     "qf-out/features/shard-00000.arrow": "x",
-    "qf-out/runs/stage1/manifest.json": json.dumps({"kind": "run", "version": 1}),
+    "qf-out/runs/stage1/manifest.json": sealed({"kind": "run"}),
     "qf-out/runs/stage1/loss.png": jpeg(),
-    "qf-out/runs/stage2/.lock": "",
-    "qf-out/runs/stage2/config.json": "{}",
+    "qf-out/runs/stage2/config.json": sealed({"train": {}}),
     "qf-out/runs/stage2/metrics.jsonl": json.dumps({"image": "a.jpg", "caption": "not one"}),
     "qf-out/hits.png": jpeg(),
 }
