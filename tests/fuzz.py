@@ -52,7 +52,7 @@ def run(*arguments: str) -> tuple[int, str]:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             cli.main()
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise

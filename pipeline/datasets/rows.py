@@ -134,7 +134,7 @@ def _mark(path: Path, head: list[str], known: Collection[str]) -> str:
         except csv.Error:
             return False, 0, 0
         width = len(rows[0])
-        pictures = any(map(_PICTURE.search, rows[0]))
+        pictures = any(_PICTURE.search(cell) and not any(other in cell for other in MARKS) for cell in rows[0])
         return (pictures, sum(len(row) == width for row in rows), width) if width > 1 else (False, 0, 0)
 
     return max(marks, key=apart)  # the first of equals

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..artifacts import read_manifest
 from ..config import ComputeOptions, EncoderOptions, ExtractOptions, ReadOptions
-from ..datasets.read import Dataset, read
+from ..datasets.read import Dataset, check_apart, read
 from ..device import resolve_device, resolve_precision
 from ..encoders.identity import FrozenEncoder
 from ..encoders.load import load_encoder
@@ -83,10 +83,8 @@ def extract_source(
     DatasetError if the source cannot be read, EncoderError if the encoder cannot be loaded; others as of `extract`."""
     sources = [source] if isinstance(source, str) else list(source)
     name = sources[0] + (f" and {counted(len(sources) - 1, 'more file')}" if len(sources) > 1 else "")
-    for path in map(Path, sources):
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise DatasetError(f"{path} lies in {folder}, where the features are written; choose another --workspace")
     say(f"reading {name}")
+    check_apart([Path(path) for path in sources], folder)
     dataset = read([Path(path) for path in sources], reading)
     say(f"{name}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
     device, precision = resolve_device(on.device), on.precision

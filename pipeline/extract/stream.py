@@ -27,6 +27,7 @@ from ..encoders.identity import FrozenEncoder
 from ..encoders.views import View, draw_view
 from ..features.arrow_shards import Block
 from ..features.codecs import check, encode, largest
+from ..features.tar_shards import key_problem
 from ..images import UnreadableImage, load_image, thumbnail
 from ..prefetch import map_ahead
 from ..schema import RECORD_COLUMNS, VIEW
@@ -111,8 +112,11 @@ class Stream:
         more: list[np.ndarray] = []
         rejects: list[Reject] = []
         for record in opened.piece.records:
+            source = opened.sources.popleft()
+            if self.options.shard_format == "webdataset" and (problem := key_problem(record.key)):
+                source = UnreadableImage(problem)
             try:
-                image = load_image(load(opened.sources.popleft()))
+                image = load_image(load(source))
             except UnreadableImage as error:
                 rejects.append(Reject(record.key, record.image, str(error)))
                 continue

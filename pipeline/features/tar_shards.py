@@ -28,11 +28,13 @@ from ..errors import ArtifactError
 from ..files import Sink, mapped
 from ..formatting import printable
 from ..schema import JSON_COLUMNS, VIEW
-from ..tar_format import BLOCK, DamagedTar, Member, tar_members
+from ..tar_format import BLOCK, MAX_HEADER, DamagedTar, Member, tar_members
 from .arrow_shards import Block, schema
 from .codecs import TokenColumns
 
 NPY_HEADER = 128  # bytes; a multiple of 64, so that data is aligned as well as the tar's blocks are
+
+MAX_NAME = MAX_HEADER - 1024  # bytes of a key in a name; a suffix and the header's other fields follow
 
 # Characters that a name cannot hold. A dot ends the key, "/" at an end or twice is no path, webdataset skips "__…__/".
 UNSAFE = re.compile(rb"[^A-Za-z0-9_/-]|(?<![^/])/|/(?![^/])|^_(?=_)")
@@ -41,6 +43,12 @@ UNSAFE = re.compile(rb"[^A-Za-z0-9_/-]|(?<![^/])/|/(?![^/])|^_(?=_)")
 def member_name(key: str) -> str:
     """A key as the start of its members' names: percent-encoded UTF-8, no two keys alike."""
     return UNSAFE.sub(lambda found: b"%%%02X" % found[0][0], key.encode()).decode() or "%"
+
+
+def key_problem(key: str) -> str:
+    """Why a key cannot be the name of a member, or nothing."""
+    size = len(member_name(key))
+    return f"its key takes {size:,} bytes as a name in a tar, the limit is {MAX_NAME:,}" if size > MAX_NAME else ""
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from qf.pipeline.features.arrow_shards import schema, write_arrow_shard
 from qf.pipeline.features.codecs import CODECS, columns, encode
 from qf.pipeline.features.manifest import FEATURES
 from qf.pipeline.features.reader import Features
-from qf.pipeline.features.tar_shards import TarShard, member_name, write_tar_shard
+from qf.pipeline.features.tar_shards import MAX_NAME, TarShard, key_problem, member_name, write_tar_shard
 
 from conftest import features_manifest  # isort: skip
 
@@ -181,6 +181,14 @@ def test_names_of_members_are_paths_and_lead_back(keys):
         assert all(name.split("/"))
         assert name.isascii()
         assert name.isprintable()
+
+
+def test_a_key_that_no_header_takes_has_a_problem(tmp_path):
+    assert not key_problem("a" * MAX_NAME)
+    assert key_problem("é" * (MAX_NAME // 6 + 1)).startswith("its key takes 1,047,55")
+    with Stream(tmp_path / "s.tar") as file:
+        write_tar_shard(file, [make_block([("a" * MAX_NAME, ["x"], b"y", 0)], "int8", True, 0)])
+    assert len(TarShard(tmp_path / "s.tar", columns("int8", TOKENS, WIDTH)).table) == 1
 
 
 def test_bytes_depend_on_the_rows_alone(tmp_path):
