@@ -63,6 +63,8 @@ def explanation(error: BaseException) -> str | None:
         return NO_THREADS
     if lost_peer(error):
         return LOST_PEER
+    if isinstance(error, RuntimeError) and "Symlink loop from" in str(error):  # pathlib's own
+        return f"{str(error).removeprefix('Symlink loop from ')}: {CURES[errno.ELOOP]}"
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

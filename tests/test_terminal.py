@@ -1,6 +1,7 @@
 """Commands as processes: any text, any locale, any argument, interrupts, closed pipes and full memory end in at most a line."""
 
 import csv
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 
 import pytest
+from qf import cli
 
 from conftest import TINY, draw, make_pictures  # isort: skip
 
@@ -100,6 +102,19 @@ def test_names_are_printed_as_they_are_and_never_obeyed(tmp_path, name, clip_fol
     assert code == 2
     assert f"--sheet {shown}.jpg" in err.decode()
     assert qf(tmp_path, folder)[0] == 2
+
+
+def test_a_live_display_prints_names_as_they_are(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with cli.Display(False) as display:
+        display.say("reading [/bold] photos [final]/ :dog: \x1b[35m\u202e")
+    assert "reading [/bold] photos [final]/ :dog: \\u202e" in sys.stderr.getvalue()
+    assert "\x1b[35m" not in sys.stderr.getvalue()
 
 
 def test_a_query_that_is_not_utf_8_is_a_query(nasty):

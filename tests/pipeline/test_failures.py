@@ -34,6 +34,7 @@ def test_a_file_is_named_with_its_cure(tmp_path):
     assert f"{tmp_path}: is a directory; give a file" in failure(tmp_path.read_bytes)
     assert "not a directory; give a folder" in failure((tmp_path / "file" / "x").read_bytes)
     assert "circle" in failure((tmp_path / "loop").read_bytes)
+    assert "circle" in failure((tmp_path / "loop").resolve)
     assert "choose a shorter name" in failure((tmp_path / ("n" * 300)).read_bytes)
 
 

@@ -77,6 +77,15 @@ def test_the_encoders_own_row_comes_first_and_is_never_reranked(trained, run):
     assert list(both.to_json()) == ["split", "images", "texts", "clip", "itc", "itc+itm@3", "rerank_seconds"]
 
 
+def test_a_matching_head_that_was_never_trained_gets_no_row(trained):
+    run, said = open_run(trained / "runs" / "stage1", CPU, "float32"), []
+    torch.nn.init.zeros_(run.embedder.model.itm_head.bias)  # as before the first step that trains the head
+    features = Features(trained / "features")
+    result = evaluate_retrieval(features, "val", scorers(features, run, CPU, said.append), rerank_at=3)
+    assert list(result.rows) == ["clip", "itc"]
+    assert said == [f"no re-ranked row: run {run.folder} never trained its matching head"]
+
+
 def test_a_run_is_measured_without_the_encoder_that_made_its_features(trained, run, monkeypatch):
     def gone(*_):
         raise EncoderError("encoder some: no such folder")
