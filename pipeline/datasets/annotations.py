@@ -20,6 +20,8 @@ from .rows import json_document, text_lines
 from .sources import ImageFile
 from .tables import Table, read_joined, splits_of_files
 
+COCO = "name COCO's captions_*.json, not its boxes or key points"
+
 
 def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, Iterator[Record]]:
     """Kind, a description, and the records of JSON documents: COCO captions, a Karpathy split, or documents that hold rows
@@ -50,7 +52,7 @@ def _check_captions(document: dict[str, Any], path: Path) -> list[dict[str, Any]
     """The annotations of a COCO document. DatasetError if they are no captions."""
     annotations = document.get("annotations")
     if not _objects(annotations) or not any("caption" in annotation for annotation in annotations):
-        raise DatasetError(f"{path} holds no captions; name COCO's captions_*.json, not its boxes or key points")
+        raise DatasetError(f"{path} holds no captions; {COCO}")
     return annotations
 
 

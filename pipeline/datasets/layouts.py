@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..lfs import CURE, is_lfs_pointer
-from .annotations import caption_document, read_flickr_tokens
+from .annotations import COCO, caption_document, read_flickr_tokens
 from .arrow import read_arrow
 from .columns import TableColumns, image_name, is_url
 from .files import Found, kind_of, read_files
@@ -100,9 +100,10 @@ def _choose(look: Look, options: ReadOptions, used: set[Path]) -> Found:
     missing = [candidate for candidate in candidates if candidate.missing]
     if missing and not look.pictures:
         return _read_candidates(look, missing, options, used)
-    tables_first = sorted(candidates, key=lambda candidate: candidate.path.suffix.lower() not in TABLES)
-    if tables_first and (not look.pictures or tables_first[0].path.suffix.lower() in TABLES):
-        raise DatasetError(tables_first[0].reason)
+    tables = [candidate for candidate in candidates if candidate.path.suffix.lower() in TABLES]
+    others = [candidate for candidate in candidates if COCO in candidate.reason or len(candidates) == 1]
+    if tables or (others and not look.pictures):
+        raise DatasetError((tables or others)[0].reason)
     if look.pictures:
         return "sidecars", *read_sidecars(look, options)
     raise DatasetError(f"{folder} holds no captions ({cure(look)})")

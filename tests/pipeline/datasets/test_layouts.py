@@ -191,6 +191,15 @@ def test_a_folder_without_captions_says_what_was_seen(tmp_path):
         read(tmp_path)
 
 
+def test_a_folder_of_other_json_says_what_is_needed(tmp_path):
+    put(tmp_path, {"package.json": JUNK["package.json"], "x/config.json": "{}"})
+    with pytest.raises(DatasetError, match=r"holds no captions \(qf needs one: .*seen: 2 \.json files"):
+        read(tmp_path)
+    put(tmp_path, {f"annotations/instances_{split}.json": json.dumps(BOXES) for split in ("train", "val")})
+    with pytest.raises(DatasetError, match=r"name COCO's captions_"):
+        read(tmp_path)
+
+
 def test_pictures_are_known_by_their_first_bytes_where_the_suffix_says_nothing(tmp_path):
     put(
         tmp_path,
