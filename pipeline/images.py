@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from .lfs import CURE, is_lfs_pointer, is_lfs_text
+
 # the raster formats that datasets come in; Pillow opens more, among them ones that start other programs (EPS: Ghostscript)
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, twice what it warns about
@@ -56,6 +58,8 @@ def load_image(source: Path | bytes) -> Image.Image:
     except IsADirectoryError as error:
         raise UnreadableImage("a folder, not a picture") from error
     except UnidentifiedImageError as error:
+        if is_lfs_text(source) if isinstance(source, bytes) else is_lfs_pointer(source):
+            raise UnreadableImage(CURE) from error
         raise UnreadableImage(f"not an image that qf reads ({', '.join(IMAGE_FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"more than {MAX_PIXELS} pixels") from error

@@ -14,7 +14,7 @@ from ..errors import DatasetError
 from .captions import texts
 from .columns import image_name
 from .documents import document_rows
-from .names import image_folder, names_in
+from .names import image_folder, images_below, names_in
 from .records import Record, bounds_of, split_of, splits_in_names
 from .rows import json_document, text_lines
 from .sources import ImageFile
@@ -111,7 +111,8 @@ def _karpathy(images: Sequence[dict[str, Any]], path: Path, options: ReadOptions
 def _folder(path: Path, parts: Sequence[str], names: Sequence[str], options: ReadOptions) -> Path:
     """Where the images are: --images, one of its folders `parts`, or a folder near the file."""
     if options.images:
-        return next((options.images / part for part in parts if (options.images / part).is_dir()), options.images)
+        top = next((options.images / part for part in parts if (options.images / part).is_dir()), options.images)
+        return images_below(top, names[:100])
     return image_folder(path, names[:100])
 
 

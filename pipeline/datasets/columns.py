@@ -21,7 +21,7 @@ from ..images import UnreadableImage
 from ..schema import TYPES
 from .captions import CAPTION_NAMES, TOO_LONG, cell_captions, spells_lists
 from .embedded import picture_in
-from .names import image_folder, names_in, plain
+from .names import image_folder, images_below, names_in, plain
 from .records import SPLIT_ALIASES, Record, bounds_of, split_in_path, split_of
 from .sources import ImageFile, ImageSource, load
 from .spool import PictureSpool, spool
@@ -261,7 +261,7 @@ def grouped_records(
     `paths` are the table's files; `picture` gives a picture inside one; `digests` (uint64, 0: none) are those of the
     pictures whose name repeats. Rows that name no image are records with a problem."""
     first = [row[0] for row in rows.take(np.arange(min(100, len(rows)))) if row[0] and row[4] is None]
-    folder = str(options.images or image_folder(paths[0], first))
+    folder = str(images_below(options.images, first) if options.images else image_folder(paths[0], first))
     names = _files(rows, folder)
     same = names if digests is None else names ^ digests
     odd = names != rows.names  # rows whose image has another name on disk

@@ -5,15 +5,15 @@ Memory: the names in one folder at a time, and about 300 bytes a link."""
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..config import ReadOptions
 from ..formatting import printable
-from .look import JSON_SUFFIXES, TEXT_SUFFIXES, Listed, Look, PassedOver, is_picture, walk
+from .look import Listed, Look, PassedOver, is_picture, walk
 from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, bounds_of, split_in_path, split_of
-from .sidecars import MAX_SIDECAR, Sidecars, UnreadableSidecar, captions_of
+from .sidecars import MAX_SIDECAR, SUFFIXES, Sidecars, UnreadableSidecar, captions_of
 from .sources import ImageFile
 from .tables import TABLES, read_table, renamed
 
@@ -89,28 +89,28 @@ def _record(look: Look, file: Listed, others: Sequence[str], options: ReadOption
         problem = "its name is not UTF-8"
     else:
         try:
-            for name in (file.path, *(os.path.join(look.folder, other) for other in others)):
-                found = _captions(name, options)
-                captions += (caption for caption in found.captions if caption not in captions)
+            every = [_beside(file.path, lambda name: name in file.beside, options)]
+            every += [_beside(os.path.join(look.folder, other), None, options) for other in others]
+            for found in every:
+                captions += (caption for caption in found.captions if found is every[0] or caption not in captions)
                 split = found.split or split
             if not captions:
-                problem = found.lacking(()) if found.fields else "no caption"
+                problem = every[0].lacking(()) if every[0].fields else "no caption"
         except (OSError, UnreadableSidecar) as error:
             problem = f"the text beside it cannot be read: {error}"
     return Record(key, key, None if problem else source, tuple(captions), split_of(key, split, options), problem)
 
 
-def _captions(image: str, options: ReadOptions) -> Sidecars:
-    """The captions in the files beside an image, `a.json` or `a.jpg.json`, and the split that these name."""
-    asked = [f".{options.caption_column.lstrip('.')}"] if options.caption_column else []
+def _beside(image: str, is_there: Callable[[str], bool] | None, options: ReadOptions) -> Sidecars:
+    """The captions beside an image: in `a.json` or `a.jpg.json`, and so on. `is_there` tells whether its folder holds a
+    name."""
+    folder, base = os.path.split(image)
     parts: dict[str, bytes] = {}
-    for path, suffix in (
-        (stem + suffix, suffix[1:].lower())
-        for suffix in (*JSON_SUFFIXES, *TEXT_SUFFIXES, *asked)
-        for stem in (os.path.splitext(image)[0], image)
-    ):
-        if suffix not in parts and os.path.lexists(path):
-            parts[suffix] = _sidecar(path, options.confine)
+    for suffix in (*SUFFIXES, (options.caption_column or "").lstrip(".")):
+        for name in (f"{stem}.{end}" for stem in (os.path.splitext(base)[0], base) for end in (suffix, suffix.upper())):
+            path = os.path.join(folder, name)
+            if suffix and suffix not in parts and (is_there(name) if is_there else os.path.lexists(path)):
+                parts[suffix] = _sidecar(path, options.confine)
     return captions_of(parts, options)
 
 

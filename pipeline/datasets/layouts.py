@@ -20,7 +20,7 @@ from .columns import TableColumns, image_name, is_url
 from .files import Found, kind_of, read_files
 from .folders import metadata_of, read_metadata, read_sidecars
 from .look import Look, is_own, look_into
-from .names import image_folder, names_in
+from .names import image_folder, images_below, names_in
 from .parquet import read_parquet
 from .records import SPLIT_ALIASES
 from .rows import json_document
@@ -251,7 +251,7 @@ def _pointing(path: Path, cells: Sequence[Any], look: Look, options: ReadOptions
             path, reason=f"{path} holds image URLs, which qf does not download; fetch them with img2dataset first"
         )
     images = _images(path, names, look, options)
-    place = options.images or images or path.parent
+    place = images_below(options.images, names) if options.images else images or image_folder(path, names)
     if not any(names_in(str(place)).find(name).found for name in names[:20]):
         if any(isinstance(cell, dict) and cell.get("bytes") for cell in cells):
             return Candidate(path)

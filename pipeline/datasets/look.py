@@ -17,6 +17,7 @@ from ..artifacts import LOCK, MANIFEST
 from ..errors import DatasetError
 from ..formatting import counted, printable
 from .records import IMAGE_SUFFIXES
+from .sidecars import SUFFIXES
 
 MAX_DEPTH = 64  # folders in each other
 MAX_MANIFEST = 2**26  # bytes of a manifest that is looked into
@@ -24,11 +25,9 @@ MAX_LISTED = 10_000  # tables, JSON files and texts that are kept, each
 OWN_KINDS = ("features", "run", "index")
 PLAN, CONFIG = "plan.json", "config.json"  # of unfinished features, of a run
 OWN_FOLDERS = re.compile(r"features|runs|index|demo|sample-\d+")  # in a workspace
-JSON_SUFFIXES = (".json", ".JSON")  # of files beside an image
-TEXT_SUFFIXES = (".txt", ".TXT", ".caption", ".text")
-SIDECARS = JSON_SUFFIXES + TEXT_SUFFIXES
+SIDECARS = (*(f".{suffix}" for suffix in SUFFIXES), ".JSON", ".TXT")
 COMPRESSED_SUFFIXES = ("gz", "bz2", "xz", "zst", "tgz", "7z", "rar")
-SUFFIXES = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
+PICTURES = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
 SIGNATURES = re.compile(  # first bytes of the formats that qf reads
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM....\0\0\0\0|II\*\0|MM\0\*|RIFF....WEBP|....ftypavi[fs]|\0\0\0\x0cjP  |P[1-6]\s", re.DOTALL
 )  # fmt: skip
@@ -140,7 +139,7 @@ def look_into(folder: Path, confine: bool) -> Look:
 
 def _is_sidecar(file: Listed) -> bool:
     stem = os.path.splitext(file.base)[0]
-    return stem in file.beside or any(f"{stem}.{suffix}" in file.beside for suffix in SUFFIXES)
+    return stem in file.beside or any(f"{stem}.{suffix}" in file.beside for suffix in PICTURES)
 
 
 def is_picture(file: Listed) -> bool:

@@ -30,6 +30,7 @@ ANNOTATION_FOLDERS = (
     "splits",
 )  # beside those of images
 MAX_LISTED = 1_000_000  # names in a folder; in a larger one no near name is looked for
+MAX_WALKED = 10_000  # folders below --images
 NEARLY = 10  # names of a table that tell where the images are, if only nearly right
 MAX_FOLDERS = 100  # below a table's folder, in which images are looked for
 
@@ -239,6 +240,18 @@ def image_folder(table: Path, names: Iterable[str]) -> Path:
             if names_in(str(candidate)).find(name).found:
                 return candidate
     return folder
+
+
+def images_below(folder: Path, names: Iterable[str]) -> Path:
+    """The folder of images that --images means: `folder`, or the only one below it that holds the first of `names`."""
+    every = [name for name in names if name]
+    if not every or any(names_in(str(folder)).find(name).found for name in every[:NEARLY]):
+        return folder
+    walked = islice(os.walk(folder), MAX_WALKED)
+    holding = [
+        Path(top) for top, _, _ in walked if _is_file(Path(top), every[0]) and "/." not in top[len(str(folder)) :]
+    ]
+    return holding[0] if len(holding) == 1 else folder
 
 
 def _folders(top: Path) -> list[Path]:

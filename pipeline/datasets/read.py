@@ -75,6 +75,16 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
     return Dataset(kind, found + str(watched), catalogue)
 
 
+def check_apart(sources: Sequence[Path], folder: Path) -> None:
+    """DatasetError if a source, or a file that its pattern names, lies in the folder that extraction writes and clears."""
+    written = os.path.join(os.path.realpath(folder), "")
+    for source in sources:
+        paths = [source] if os.path.exists(source) else [path for each in braces(source) for path in matching(each)]
+        for path in paths:
+            if os.path.join(os.path.realpath(path), "").startswith(written):
+                raise DatasetError(f"{path} lies in {folder}, which qf extract writes; choose another --workspace")
+
+
 class _Watched:
     """Records on their way; counts the images that lie outside their folder, and those found under another name."""
 

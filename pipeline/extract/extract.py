@@ -11,7 +11,7 @@ from typing import Any
 
 from ..artifacts import has_manifest, locked
 from ..config import ComputeOptions, EncoderOptions, ExtractOptions, ReadOptions
-from ..datasets.read import Dataset, read
+from ..datasets.read import Dataset, check_apart, read
 from ..device import resolve_device, resolve_precision
 from ..encoders.identity import FrozenEncoder
 from ..encoders.load import load_encoder
@@ -78,6 +78,7 @@ def extract_source(
     `say` gets what was found at the source. With the precision "auto", work that began in one precision goes on in it.
     DatasetError if the source cannot be read, EncoderError if the encoder cannot be loaded; others as of `extract`."""
     say(f"reading {source}")
+    check_apart([Path(source)], folder)
     dataset = read(Path(source), reading)
     say(f"{source}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
     device, precision = resolve_device(on.device), on.precision

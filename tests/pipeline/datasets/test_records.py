@@ -67,9 +67,13 @@ def test_pictures_in_a_folder_beside_the_table(tmp_path):
     (tmp_path / "images" / "a.jpg").write_bytes(b"x")
     write(tmp_path / "photos.csv", ROWS)
     assert read(tmp_path / "photos.csv").records[0].source == ImageFile(str(tmp_path / "images"), "a.jpg")
-    assert read(tmp_path / "photos.csv", ReadOptions(images=tmp_path)).records[0].source == ImageFile(
-        str(tmp_path), "a.jpg"
-    )
+    (tmp_path / "other" / "b").mkdir(parents=True)
+    options = ReadOptions(images=tmp_path / "other")
+    assert read(tmp_path / "photos.csv", options).records[0].source == ImageFile(str(tmp_path / "other"), "a.jpg")
+    (tmp_path / "other" / "b" / "a.jpg").write_bytes(b"x")  # the only one below --images
+    assert read(tmp_path / "photos.csv", options).records[0].source == ImageFile(str(tmp_path / "other" / "b"), "a.jpg")
+    (tmp_path / "other" / "a.jpg").write_bytes(b"x")
+    assert read(tmp_path / "photos.csv", options).records[0].source == ImageFile(str(tmp_path / "other"), "a.jpg")
 
 
 def test_imagefolder(tmp_path):
