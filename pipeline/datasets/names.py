@@ -150,7 +150,7 @@ class _Listing:
         try:
             with os.scandir(folder) as entries:
                 names = [entry.name for entry in islice(entries, MAX_LISTED + 1)]
-        except OSError:
+        except (OSError, ValueError):  # missing, closed to us, or not even a name
             names = []
         for name in sorted(names) if len(names) <= MAX_LISTED else ():
             folded = _folded(name)

@@ -15,7 +15,7 @@ from ..errors import DatasetError
 from .columns import TableColumns
 from .records import Record
 from .shards import Part, Place, ShardFormat, pylist, read_shards
-from .sources import ParquetCell, column_cells, open_parquet
+from .sources import ParquetCell, chunks_of, column_cells, open_parquet
 
 READ = 32 * 2**20  # bytes of text columns, unpacked, that are read at once
 ROWS = 8192  # rows that are Python objects at one time
@@ -68,14 +68,13 @@ def _parts(path: Path, columns: TableColumns, leaf: str) -> Iterator[Part]:
 
 def _rows(file: pq.ParquetFile, path: Path, group: int, wanted: list[str]) -> Iterator[list[dict[str, Any]]]:
     """The rows of a row group as objects with the columns `wanted`, some at a time."""
-    part = file.metadata.row_group(group)
-    if not part.num_rows or not wanted:
-        yield [{} for _ in range(part.num_rows)]
+    count = file.metadata.row_group(group).num_rows
+    if not count or not wanted:
+        yield [{} for _ in range(count)]
         return
-    chunks = [part.column(n) for n in range(part.num_columns)]
     starts = tuple(f"{name}." for name in wanted)
-    unpacked = sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(starts))
-    each = unpacked // part.num_rows
+    used = [chunk for chunk in chunks_of(file, group) if f"{chunk.path_in_schema}.".startswith(starts)]
+    each = sum(chunk.total_uncompressed_size for chunk in used) // count
     if each > MAX_TEXTS:
         names = ", ".join(wanted)
         raise DatasetError(f"{path}: row group {group} holds {each:,} bytes a row in {names}; these are no captions")
@@ -86,11 +85,11 @@ def _rows(file: pq.ParquetFile, path: Path, group: int, wanted: list[str]) -> It
 
 def _inside(file: pq.ParquetFile, group: int, leaf: str) -> list[bool]:
     """Whether each row of a row group holds a picture. The file's statistics mostly tell; otherwise its pages are read."""
-    part = file.metadata.row_group(group)
-    at = next((n for n in range(part.num_columns) if part.column(n).path_in_schema == leaf), None)
-    if at is None:
+    count = file.metadata.row_group(group).num_rows
+    chunk = next((chunk for chunk in chunks_of(file, group) if chunk.path_in_schema == leaf), None)
+    if chunk is None:
         raise pa.ArrowInvalid(f"row group {group} has no column {leaf}")
-    statistics = part.column(at).statistics
-    if statistics is not None and statistics.has_null_count and statistics.null_count in (0, part.num_rows):
-        return [statistics.null_count == 0] * part.num_rows
+    statistics = chunk.statistics
+    if statistics is not None and statistics.has_null_count and statistics.null_count in (0, count):
+        return [statistics.null_count == 0] * count
     return [bool(data) for cells in column_cells(file, leaf, group) for data in cells.to_pylist()]

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from ..images import MAX_BYTES, PASSING, UnreadableImage
 from .spool import PictureSpool
 
-CELLS = 64  # of a Parquet column, read at once
+CELLS, SHARED_CELLS = 64, 4  # of a Parquet column, read at once
 
 
 # What may not lead out of a folder: nothing is bound; names are, links are followed; or names and links are.
@@ -165,9 +165,21 @@ def open_parquet(file: str | Path, shared: Sequence[str] = ()) -> pq.ParquetFile
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20, read_dictionary=list(shared) or None)
 
 
+def chunks_of(file: pq.ParquetFile, group: int) -> list[pq.ColumnChunkMetaData]:
+    """The metadata of a row group's columns. An Arrow error or OSError if they are damaged."""
+    for _ in file.reader.iter_batches(0, [group], None, False):  # no row, but an error where the next line would abort
+        pass
+    part = file.metadata.row_group(group)
+    return [part.column(number) for number in range(part.num_columns)]
+
+
 def column_cells(file: pq.ParquetFile, column: str, group: int) -> Iterator[pa.Array]:
-    """The bytes in a row group's column, CELLS rows at a time; null where there are none."""
-    for batch in file.iter_batches(CELLS, row_groups=[group], columns=[column], use_threads=False):
+    """The bytes in a row group's column, CELLS rows at a time; null where there are none. Only SHARED_CELLS rows are read at
+    once where rows may share a value, which takes no room in the file but for each row in memory."""
+    chunks = [chunk for chunk in chunks_of(file, group) if chunk.path_in_schema == column]
+    shared = any("DICTIONARY" in " ".join(chunk.encodings) for chunk in chunks)
+    count = SHARED_CELLS if shared else CELLS
+    for batch in file.iter_batches(count, row_groups=[group], columns=[column], use_threads=False):
         cells = batch.column(0)
         while pa.types.is_struct(cells.type):  # {"bytes": ...}
             (cells,) = cells.flatten()

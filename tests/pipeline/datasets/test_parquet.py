@@ -1,5 +1,8 @@
 """Parquet tables with pictures inside, as Hugging Face datasets lie on disk."""
 
+import contextlib
+import random
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -196,3 +199,16 @@ def test_pictures_in_one_file_and_paths_in_the_other(tmp_path):
         read(tmp_path)
     write(tmp_path / "b.parquet", {"image": [{"bytes": None, "path": "b.jpg"}], "text": ["b"]})  # bytes: null
     assert [r.key for r in read(tmp_path).records] == ["1.jpg", "b.jpg"]
+
+
+def test_damaged_metadata_is_an_error_that_ends_no_process(tmp_path):
+    """Arrow aborts on some metadata where no Python code can catch it."""
+    draw = random.Random(0)
+    whole = write(tmp_path / "d.parquet", {"image": pictures(0, 1), "caption": ["a", "b"]}).read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for _ in range(200):
+        content = bytearray(whole)
+        content[draw.randrange(footer, len(whole))] ^= 1 << draw.randrange(8)
+        (tmp_path / "d.parquet").write_bytes(content)
+        with contextlib.suppress(DatasetError):
+            read(tmp_path / "d.parquet")

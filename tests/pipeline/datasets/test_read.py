@@ -29,6 +29,12 @@ def tar_of(**members):
     return file.getvalue()
 
 
+def arrow_of(columns):
+    file = io.BytesIO()
+    pl.DataFrame(columns).write_ipc_stream(file, compat_level=pl.CompatLevel.oldest())
+    return file.getvalue()
+
+
 def parquet_of(columns):
     file = io.BytesIO()
     pl.DataFrame(columns).write_parquet(file)
@@ -48,6 +54,15 @@ WHOLE = {
     "d.parquet": parquet_of(
         {"image": [{"bytes": b"x", "path": "a"}, {"bytes": b"y", "path": None}], "caption": ["x", "y"]}
     ),
+    "d.arrow": arrow_of({"image": [b"x", b"y"], "caption": ["x", "y"], "key": ["a", "b"]}),
+    "raw.tsv": b'a b\timages/0.jpg\n"c ""d"""\timages/1.jpg\n',
+    "lists.csv": b"sep=;\nimage;caption\na;\"['x', 'y']\"\nb;['z']\n",
+    "utf-16.csv": 'image,caption\na,"x\ny"\nb,z\n'.encode("utf-16"),
+    "base64.jsonl": json.dumps(["/9j/" + "A" * 100, "x y"]).encode()
+    + b'\n["data:image/png;base64,AAAA", ["x", "y"]]\n',
+    "names.json": b'{"0.jpg": ["x", "y"], "1.jpg": {"caption": "x", "split": "val"}}',
+    "columns.json": b'{"image": {"0": "a", "1": "b"}, "caption": {"0": "x", "1": "y"}}',
+    "dots.tar": tar_of(v1_0_jpg=b"A", v1_0_txt=b"x", v1_1_jpg=b"B", v1_1_captions_json=b'["x"]'),
     "d": b"image,caption\na,x\n",
 }
 
