@@ -100,10 +100,10 @@ def _choose(look: Look, options: ReadOptions, used: set[Path]) -> Found:
     missing = [candidate for candidate in candidates if candidate.missing]
     if missing and not look.pictures:
         return _read_candidates(look, missing, options, used)
-    tables = [candidate for candidate in candidates if candidate.path.suffix.lower() in TABLES]
+    failed = [candidate for candidate in candidates if candidate.path.suffix.lower() in TABLES]
     others = [candidate for candidate in candidates if COCO in candidate.reason or len(candidates) == 1]
-    if tables or (others and not look.pictures):
-        raise DatasetError((tables or others)[0].reason)
+    if failed or (others and not look.pictures):
+        raise DatasetError((failed or others)[0].reason)
     if look.pictures:
         return "sidecars", *read_sidecars(look, options)
     raise DatasetError(f"{folder} holds no captions ({cure(look)})")
