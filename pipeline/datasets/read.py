@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from ..formatting import printable
+from ..formatting import counted, printable
 from .catalogue import Catalogue
 from .files import EXPECTED, read_files
 from .layouts import cure, read_folder
@@ -104,9 +104,9 @@ class _Watched:
             yield record
 
     def __str__(self) -> str:
-        out = f"; {self._out:,} images lie outside their folder" if self._out else ""
+        out = f"; {counted(self._out, 'image')} outside the folder of the dataset" if self._out else ""
         if self._renamed:
-            out += f"; {self._renamed:,} images have nearly the name that is given, such as {self._example}"
+            out += f"; {counted(self._renamed, 'image')} found under nearly the name that is given, such as {self._example}"
         return out
 
 

@@ -87,7 +87,7 @@ def test_links_out_of_a_folder_are_followed_and_a_picture_is_one_record(linked):
     assert records["text.jpg"].captions == ("s",)
     assert records["pipe.jpg"].problem == "no caption"
     assert "1 links name a picture again" in dataset.found
-    assert "1 images lie outside their folder" in dataset.found
+    assert "1 image outside the folder of the dataset" in dataset.found
 
 
 def test_confined_links_of_a_folder_lead_nowhere(linked):

@@ -117,5 +117,5 @@ def test_the_source_says_how_many_names_are_only_nearly_right(tmp_path):
     (tmp_path / "d.csv").write_text("image,caption\nA.jpg,x\nb.jpg,y\n")
     dataset = read(tmp_path / "d.csv")
     assert [load(record.source).name for record in dataset.records] == ["a.jpg", "b.jpg"]
-    assert dataset.found.endswith("; 1 images have nearly the name that is given, such as a.jpg for A.jpg")
+    assert dataset.found.endswith("; 1 image found under nearly the name that is given, such as a.jpg for A.jpg")
     assert read(tmp_path / "d.csv", ReadOptions(confine=True)).found == dataset.found

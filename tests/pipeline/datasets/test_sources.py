@@ -87,7 +87,7 @@ def test_a_table_may_name_paths_anywhere_and_how_many_lead_out_is_said(folder, t
     table.write_text(f"image,caption\n{folder / 'a.jpg'},x\n../named/a.jpg,y\nb.jpg,z\n")
     dataset = read(table)
     assert [load(record.source) for record in dataset.records[:2]] == [folder / "a.jpg", folder / "a.jpg"]
-    assert "2 images lie outside their folder" in dataset.found
+    assert "2 images outside the folder of the dataset" in dataset.found
     confined = read(table, ReadOptions(confine=True))
     assert "outside" not in confined.found
     with pytest.raises(UnreadableImage, match="lies outside"):
