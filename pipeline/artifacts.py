@@ -92,7 +92,7 @@ def read_sealed(path: Path, fields: type, cure: str) -> dict[str, Any]:
         raise ArtifactError(f"{path} is damaged or was edited: it is not what its checksum says; {cure}")
     try:
         convert(content, fields)
-    except (ValidationError, UnicodeError) as error:  # msgspec takes no half surrogate pairs in names of fields
+    except (ValidationError, UnicodeError) as error:  # msgspec checks no text with half a surrogate pair
         raise ArtifactError(f"{path} is not what this version of qf writes: {error}; {cure}") from error
     return content
 

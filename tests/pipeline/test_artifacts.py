@@ -54,7 +54,8 @@ def test_manifests_name_the_command_that_makes_them(tmp_path):
 
 IMPOSSIBLE = [
     {"records": -1}, {"records": "1"}, {"records": 1.5}, {"records": None}, {"codec": "float7"}, {"views": 10**9},
-    {"encoder": 3}, {"source": {"path": "", "kind": "", "records": 0, "sha256": "\ud800"}}, {"encoder": ENCODER | {"tokens": 0}}, {"encoder": ENCODER | {"layer": "x"}}, {"splits": {"train": 1}},
+    {"source": {"path": "", "kind": "", "records": 0, "sha256": "\ud800"}},
+    {"encoder": 3}, {"encoder": ENCODER | {"tokens": 0}}, {"encoder": ENCODER | {"layer": "x"}}, {"splits": {"train": 1}},
     {"shards": [{"file": "../a", "records": 1, "bytes": 1, "sha256": "0" * 64}]}, {"shards": {}}, {"version": 99},
     {"shards": [{"file": "shard-00000.arrow", "records": 1, "bytes": 1, "sha256": "none"}]}, {"files": [{"file": "a"}]},
 ]  # fmt: skip
