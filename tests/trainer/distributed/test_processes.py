@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from qf.pipeline.artifacts import locked
+from qf.pipeline.files import locked
 from safetensors.torch import load_file
 
 LONG = ("--epochs", "400", "--checkpoint-every", "1")
