@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -31,9 +31,10 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
+        with suppress(OSError):  # it may never have been there
+            temporary.unlink()
         if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename, error.filename2 = str(path), None  # the one that was asked for
-        temporary.unlink(missing_ok=True)
+            error.filename = str(path)  # the one that was asked for
         raise
 
 
