@@ -16,7 +16,6 @@ from .names import IMAGE_FOLDERS
 from .records import IMAGE_SUFFIXES, SPLIT_ALIASES
 
 LOOKED_AT = 50  # rows that tell what a column holds
-CURE = "give --no-header with --image-column N and --caption-column N (columns count from 1)"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,10 @@ def find_header(first: Sequence[Sequence[Any]], options: ReadOptions, path: Path
     if image is not None and any(is_url(cell) for cell in _cells(first, image)):
         caption = caption or image  # the URLs are told first
     if image is None or caption is None:
-        raise DatasetError(f"{path} has no line of column names: its first line is {_shown(names)}; {CURE}")
+        raise DatasetError(
+            f"{path} has no line of column names: its first line is {_shown(names)}; give --no-header with "
+            f"--image-column {image or 'N'} and --caption-column {caption or 'N'} (columns count from 1)"
+        )
     chosen = replace(options, image_column=image, caption_column=caption, split_column=split, key_column=key)
     return Header(numbers, False, chosen)
 

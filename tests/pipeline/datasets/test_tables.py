@@ -119,7 +119,8 @@ def test_columns_without_names_are_named_by_numbers(tmp_path):
     ]
     (tmp_path / "d.csv").write_text("a.jpg,a dog runs,two dogs run\nb.jpg,a cat sits,two cats sit\n")
     with pytest.raises(
-        DatasetError, match=r"no line of column names: its first line is 'a\.jpg, a dog .*--no-header with"
+        DatasetError,
+        match=r"no line of column names: its first line is 'a\.jpg, a dog .*--no-header with --image-column 1 ",
     ):
         read(tmp_path / "d.csv")
     # a cell of the first line names its column, and is no name of one
