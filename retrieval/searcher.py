@@ -20,7 +20,7 @@ from .config import SearchOptions
 from .encode.joint_space import JointSpace
 from .encode.qformer import check_features, open_run
 from .encode.query_encoder import QueryEncoder
-from .index.store import Index, check_origin, make_index, open_index
+from .index.store import Index, check_origin, make_index, open_index, origin_folder
 from .index.vectors import flat
 from .search import Ranking, best_distinct, nearest_images, reorder
 
@@ -138,8 +138,8 @@ def untrained_searcher(features: Features, on: ComputeOptions) -> Searcher:
 
 def _open_trained(folder: Path, on: ComputeOptions) -> Searcher:
     index = open_index(folder)
-    run = open_run((folder / index.manifest["run"]["path"]).resolve(), resolve_device(on.device), on.precision)
-    features = Features((folder / index.manifest["features"]["path"]).resolve())
+    run = open_run(origin_folder(folder, index.manifest, "run"), resolve_device(on.device), on.precision)
+    features = Features(origin_folder(folder, index.manifest, "features"))
     check_features(run, features)
     check_origin(folder, index.manifest, run.manifest["sha256"], features)
     return Searcher(index, features, run)

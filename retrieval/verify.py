@@ -20,7 +20,7 @@ from ..pipeline.schema import SPLITS
 from ..trainer.manifest import CHECKPOINTS, RUN
 from ..trainer.qformer import QFormer
 from ..trainer.tensor_files import check_tensors
-from .index.store import check_origin, open_index
+from .index.store import check_origin, open_index, origin_folder
 from .info import read_known
 
 CURES = {
@@ -134,7 +134,7 @@ def _run(folder: Path, manifest: dict[str, Any]) -> list[str]:
 
 def _index(folder: Path, manifest: dict[str, Any]) -> list[str]:
     index = open_index(folder)  # compares images, vectors and texts with the manifest
-    run, features = ((folder / manifest[name]["path"]).resolve() for name in ("run", "features"))
+    run, features = (origin_folder(folder, manifest, name) for name in ("run", "features"))
     if has_manifest(run) and has_manifest(features):
         check_origin(folder, manifest, read_manifest(run, RUN)["sha256"], Features(features))
     return _differences(manifest, {"vectors": len(index) * index.per_image, "texts": len(index.captions)})

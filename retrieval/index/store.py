@@ -146,6 +146,14 @@ def origin(folder: Path, run: Path, run_sha256: str, features: "Features") -> di
     }
 
 
+def origin_folder(folder: Path, manifest: dict[str, Any], name: str) -> Path:
+    """The folder of the `run` or the `features` that an index at `folder` was built from. ArtifactError if it cannot exist."""
+    try:
+        return (folder / manifest[name]["path"]).resolve()
+    except ValueError as error:  # a null byte, or half a surrogate pair
+        raise ArtifactError(f"index {folder} names no folder of its {name}; {REBUILD}") from error
+
+
 def check_origin(folder: Path, manifest: dict[str, Any], run_sha256: str, features: "Features") -> None:
     """ArtifactError if the index was built from another model or from other features."""
     if manifest["run"]["sha256"] != run_sha256:

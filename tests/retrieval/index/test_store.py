@@ -154,3 +154,12 @@ def test_a_header_that_promises_too_many_vectors_is_refused(workspace):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"no room for 1,099,511,627,776 vectors"):
         vectors.read_flat(path)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800"], ids=["null byte", "half a surrogate pair"])
+def test_an_index_of_a_folder_that_cannot_exist_is_refused(workspace, path):
+    run = read_manifest(workspace / "index", INDEX)["run"]
+    reseal(workspace / "index" / "manifest.json", run=run | {"path": path})
+    with pytest.raises(ArtifactError, match="names no folder of its run; rebuild it with `qf index`"):
+        open_searcher(Workspace(workspace), ON)
+    assert "names no folder of its run" in verify(workspace / "index").problems[0]
