@@ -90,11 +90,16 @@ def read_sealed(path: Path, fields: type, cure: str) -> dict[str, Any]:
         intact = False
     if not intact:
         raise ArtifactError(f"{path} is damaged or was edited: it is not what its checksum says; {cure}")
+    check_fields(path, content, fields, cure)
+    return content
+
+
+def check_fields(path: Path, content: dict[str, Any], fields: type, cure: str) -> None:
+    """ArtifactError that ends with `cure` if a field of the content of `path` is not as `fields` declares it."""
     try:
         convert(content, fields)
     except (ValidationError, UnicodeError) as error:  # msgspec checks no text with half a surrogate pair
         raise ArtifactError(f"{path} is not what this version of qf writes: {error}; {cure}") from error
-    return content
 
 
 def is_sealed(path: Path) -> bool:
@@ -151,7 +156,9 @@ def read_manifest(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
         raise ArtifactError(f"{path} was written by another version of qf ({manifest['version']}); {cure}")
     if kind and manifest["kind"] != kind.name:
         raise ArtifactError(f"{folder} holds {manifest['kind']}, not {kind.name}; make that with `{kind.command}`")
-    return read_sealed(path, kind.fields, cure) if kind else manifest
+    if kind:
+        check_fields(path, manifest, kind.fields, cure)
+    return manifest
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

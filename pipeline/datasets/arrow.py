@@ -4,7 +4,6 @@ A file is mapped into memory. Pictures inside it stay there: a record has their 
 used, because Arrow itself trusts the offsets in a file. Memory: ROWS rows of the text columns."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ ROWS = 1024  # rows that are Python objects at one time
 def read_arrow(paths: Sequence[Path], options: ReadOptions, split: str | None = None) -> tuple[str, Iterator[Record]]:
     """A description of what was found, and the records of the files of one table; see `read_shards`. DatasetError if qf
     wrote them, as features or as an index."""
-    return read_shards(ShardFormat(_readable, _schema, _parts, _picture), paths, options, split)
+    return read_shards(ShardFormat("Arrow", "save the dataset again", _schema, _parts, _picture), paths, options, split)
 
 
 def is_arrow(start: bytes) -> bool:
@@ -35,19 +34,6 @@ def is_arrow(start: bytes) -> bool:
 
 def _picture(path: Path, leaf: str, place: Place) -> FileSlice:
     return FileSlice(str(path), place[1], place[0])
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:  # Arrow's own is an ArrowException, too
-        raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = (
-            getattr(error, "strerror", None) or "it is damaged, truncated or something else; save the dataset again"
-        )
-        raise DatasetError(f"{path} cannot be read as Arrow: {reason}") from error
 
 
 def _schema(path: Path) -> pa.Schema:

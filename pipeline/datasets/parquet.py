@@ -3,7 +3,6 @@
 Memory: at most READ bytes of text columns at a time. A text that many rows share is read once."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,11 @@ MAX_TEXTS = 16 * 2**20  # bytes a row in the text columns, unpacked, on average
 
 def read_parquet(paths: Sequence[Path], options: ReadOptions, split: str | None = None) -> tuple[str, Iterator[Record]]:
     """A description of what was found, and the records of the files of one table; see `read_shards`."""
-    return read_shards(ShardFormat(_readable, pq.read_schema, _parts, _picture), paths, options, split)
+    return read_shards(ShardFormat("parquet", "get it again", pq.read_schema, _parts, _picture), paths, options, split)
 
 
 def _picture(path: Path, leaf: str, place: Place) -> ParquetCell:
     return ParquetCell(str(path), leaf, *place)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Arrow's errors about a file as a DatasetError."""
-    try:
-        yield
-    except MemoryError:  # Arrow's own is an ArrowException, too
-        raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is damaged, truncated or something else; get it again"
-        raise DatasetError(f"{path} cannot be read as parquet: {reason}") from error
 
 
 def _parts(path: Path, columns: TableColumns, leaf: str) -> Iterator[Part]:

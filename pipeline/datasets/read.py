@@ -79,8 +79,7 @@ def check_apart(sources: Sequence[Path], folder: Path) -> None:
     """DatasetError if a source, or a file that its pattern names, lies in the folder that extraction writes and clears."""
     written = os.path.join(os.path.realpath(folder), "")
     for source in sources:
-        paths = [source] if os.path.exists(source) else [path for each in braces(source) for path in matching(each)]
-        for path in paths:
+        for path in _named(source):
             if os.path.join(os.path.realpath(path), "").startswith(written):
                 raise DatasetError(f"{path} lies in {folder}, which qf extract writes; choose another --workspace")
 
@@ -117,15 +116,20 @@ def _cure(kind: str, source: Path, options: ReadOptions) -> str:
     return CURES.get(kind, "its caption column is empty; name another one with --caption-column")
 
 
+def _named(source: Path) -> list[Path]:
+    """The source itself if it exists, or else the paths that its pattern names, each once."""
+    if os.path.exists(source):
+        return [source]
+    return list(dict.fromkeys(path for pattern in braces(source) for path in matching(pattern)))
+
+
 def _files(source: Path) -> list[Path]:
     """The files that a source names: itself, or what its pattern matches. DatasetError if one does not exist."""
     if re.match("https?:/", str(source)):
         raise DatasetError(f"{source} is a URL; download it first, for image collections with img2dataset")
     if source.is_dir():
         raise DatasetError(f"{source} is a folder; give one folder alone, or files of one kind")
-    if os.path.exists(source):
-        return [source]
-    paths = list(dict.fromkeys(path for pattern in braces(source) for path in matching(pattern)))
+    paths = _named(source)
     for path in paths:
         if not os.path.exists(path):
             near = names_in(str(path.parent)).find(path.name)

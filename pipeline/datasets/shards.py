@@ -4,7 +4,7 @@ A format gives the schema of a file, and its rows as objects, each with the plac
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,25 @@ Part = tuple[list[dict[str, Any]], list[Place | None]]  # some rows, and where t
 class ShardFormat:
     """How files of one format are read. `leaf` is the column that holds pictures, or nothing.
 
-    `readable(path)` turns the format's own errors into a DatasetError; `parts(path, columns, leaf)` are the rows of a
+    `name` and `cure` are words of messages; `parts(path, columns, leaf)` are the rows of a
     file; `picture(path, leaf, place)` is a picture in it."""
 
-    readable: Callable[[Path], AbstractContextManager[None]]
+    name: str
+    cure: str
     schema: Callable[[Path], pa.Schema]
     parts: Callable[[Path, TableColumns, str], Iterator[Part]]
     picture: Callable[[Path, str, Place], ImageSource]
+
+    @contextmanager
+    def readable(self, path: Path) -> Iterator[None]:
+        """Arrow's errors about a file as a DatasetError."""
+        try:
+            yield
+        except MemoryError:  # Arrow's own is an ArrowException, too
+            raise
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or f"it is damaged, truncated or something else; {self.cure}"
+            raise DatasetError(f"{path} cannot be read as {self.name}: {reason}") from error
 
 
 def read_shards(
