@@ -22,6 +22,7 @@ from .formatting import size
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+PLAN, CONFIG = "plan.json", "config.json"  # sealed as well: of features that are not finished, of a run
 CHECKED = ".checked.json"  # remembers which files were compared with their checksums
 VERSION = 2  # of manifests
 CHECKSUM = "checksum"  # the last field of sealed JSON
@@ -129,6 +130,11 @@ def bears_seal(path: Path) -> bool:
 def has_manifest(folder: Path) -> bool:
     """Whether the artifact in `folder` is finished."""
     return (folder / MANIFEST).is_file()
+
+
+def is_own(folder: Path) -> bool:
+    """Whether qf wrote `folder`: features, a run or an index, also if it is unfinished or damaged."""
+    return any(bears_seal(folder / name) for name in (MANIFEST, PLAN, CONFIG))
 
 
 def is_artifact(folder: Path) -> bool:

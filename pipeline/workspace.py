@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from .artifacts import bears_seal, has_manifest, read_manifest
+from .artifacts import has_manifest, is_own, read_manifest
 from .errors import ArtifactError, QfError
 
 log = logging.getLogger(__name__)
@@ -78,4 +78,4 @@ class Workspace:
 
 def _unfinished(folder: Path) -> bool:
     """Whether qf began an artifact there: it holds a plan or a configuration that qf sealed, and no manifest."""
-    return not has_manifest(folder) and any(bears_seal(folder / name) for name in ("plan.json", "config.json"))
+    return not has_manifest(folder) and is_own(folder)

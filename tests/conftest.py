@@ -199,6 +199,15 @@ def reseal(path: Path, **changes) -> dict:
     return content
 
 
+def write_files(folder: Path, files: dict[str, str | bytes]) -> Path:
+    """Write files, with the folders that their names need; returns the folder."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return folder
+
+
 def counted_parquet(patch: pytest.MonkeyPatch) -> tuple[list[str], list[int]]:
     """Lists that grow: the Parquet files that are opened, and the row groups whose pictures are begun, cell by cell."""
     import pyarrow.parquet as pq

@@ -4,10 +4,10 @@ from typing import Annotated, TypedDict
 
 from msgspec import Meta
 
-from ..pipeline.artifacts import Count, FileEntry, Kind, Sha256
+from ..pipeline.artifacts import CONFIG, Count, FileEntry, Kind, Sha256
 from ..pipeline.features.manifest import EncoderIdentity
 
-CONFIG, TOKENIZER, WEIGHTS, CURVES = "config.json", "tokenizer.json", "model.safetensors", "loss.png"
+TOKENIZER, WEIGHTS, CURVES = "tokenizer.json", "model.safetensors", "loss.png"
 METRICS, TENSORBOARD, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
 Amount = Annotated[float, Meta(ge=0, le=1e30)]
 Side = Annotated[int, Meta(ge=1, le=2**24)]  # of a matrix of the model

@@ -6,12 +6,13 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..artifacts import is_own
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..lfs import CURE, is_lfs_text
 from .annotations import read_flickr_tokens, read_json
 from .arrow import is_arrow, read_arrow
-from .look import SIGNATURES, cannot_open, is_own
+from .look import SIGNATURES, cannot_open
 from .parquet import read_parquet
 from .records import Record
 from .rows import encoding_of, is_json_lines
@@ -52,7 +53,7 @@ def kind_of(path: Path) -> str:
     cannot be opened, or if qf wrote it."""
     suffix = path.suffix.lower()
     start = _start(path)
-    if is_own(str(path.parent)):
+    if is_own(path.parent):
         raise DatasetError(f"{path} was written by qf; give the dataset that it was made from")
     text = start.decode(encoding_of(start), errors="replace").lstrip()
     if start.startswith(b"PAR1") or suffix == ".parquet":

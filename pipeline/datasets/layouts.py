@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..artifacts import is_own
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..lfs import CURE, is_lfs_pointer
@@ -19,7 +20,7 @@ from .arrow import read_arrow
 from .columns import TableColumns, image_name, is_url
 from .files import Found, kind_of, read_files
 from .folders import metadata_of, read_metadata, read_sidecars
-from .look import Look, is_own, look_into
+from .look import Look, look_into
 from .names import image_folder, images_below, names_in
 from .parquet import read_parquet
 from .records import SPLIT_ALIASES
@@ -54,7 +55,7 @@ class Candidate:
 
 def read_folder(folder: Path, options: ReadOptions) -> Found:
     """Kind, a description, and the records of a folder. DatasetError if it holds no dataset, or several."""
-    if is_own(str(folder)):
+    if is_own(folder):
         raise DatasetError(f"{folder} was written by qf; give the dataset that it was made from")
     look = look_into(folder, options.confine)
     used: set[Path] = set()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import MANIFEST, bears_seal
+from ..artifacts import is_own
 from ..errors import DatasetError
 from ..formatting import counted, printable
 from .records import IMAGE_SUFFIXES
@@ -19,7 +19,6 @@ from .sidecars import SUFFIXES
 
 MAX_DEPTH = 64  # folders in each other
 MAX_LISTED = 10_000  # tables, JSON files and texts that are kept, each
-PLAN, CONFIG = "plan.json", "config.json"  # of unfinished features, of a run
 OWN_FOLDERS = re.compile(r"features|runs|index|demo|sample-\d+")  # in a workspace
 SIDECARS = (*(f".{suffix}" for suffix in SUFFIXES), ".JSON", ".TXT")
 COMPRESSED_SUFFIXES = ("gz", "bz2", "xz", "zst", "tgz", "7z", "rar")
@@ -195,7 +194,7 @@ def walk(top: Path, confine: bool, passed: PassedOver) -> Iterator[Listed]:
                 passed.add("link", name, " to a folder that is read already")
             elif len(stack) >= MAX_DEPTH:
                 passed.add("folder", name, f" more than {MAX_DEPTH} deep")
-            elif is_own(path) or _is_workspace(path):
+            elif is_own(Path(path)) or _is_workspace(path):
                 passed.add("folder", name, " that qf wrote")
             else:
                 entered.add(real)
@@ -231,11 +230,6 @@ def _holds(entry: Any, question: Any) -> bool:
         return False
 
 
-def is_own(folder: str) -> bool:
-    """Whether qf wrote a folder: features, a run or an index, also an unfinished one."""
-    return any(bears_seal(Path(folder, name)) for name in (MANIFEST, PLAN, CONFIG))
-
-
 def _is_workspace(folder: str) -> bool:
     """Whether a folder holds nothing but what qf wrote, and drawings, such as contact sheets, that have no text beside."""
     try:
@@ -248,12 +242,12 @@ def _is_workspace(folder: str) -> bool:
     drawings = {os.path.splitext(entry.name) for entry in here if not entry.is_folder}
     if any(suffix not in (".png", ".jpg", ".jpeg") for _, suffix in drawings):
         return False
-    return any(is_own(os.path.join(folder, name)) or _holds_own(os.path.join(folder, name)) for name in folders)
+    return any(is_own(Path(folder, name)) or _holds_own(os.path.join(folder, name)) for name in folders)
 
 
 def _holds_own(folder: str) -> bool:
     try:
-        return any(entry.is_folder and is_own(os.path.join(folder, entry.name)) for entry in _scan(folder))
+        return any(entry.is_folder and is_own(Path(folder, entry.name)) for entry in _scan(folder))
     except OSError:
         return False
 

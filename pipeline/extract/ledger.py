@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from ..artifacts import (
+    PLAN,
     described,
     difference,
     has_manifest,
@@ -24,7 +25,7 @@ from ..artifacts import (
 from ..datasets.catalogue import Catalogue
 from ..encoders.identity import WEIGHTS, first_difference
 from ..errors import ArtifactError, DatasetError
-from ..features.manifest import FEATURES, PLAN, REJECTS, Planned, ShardEntry
+from ..features.manifest import FEATURES, REJECTS, Planned, ShardEntry
 from ..files import atomic_file, json_bytes
 from ..replacement import clear, replacement_of
 

@@ -4,10 +4,9 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta
 
-from ..artifacts import Count, FileEntry, Kind, Sha256, Size
+from ..artifacts import PLAN, Count, FileEntry, Kind, Sha256, Size
 
 REJECTS = "rejects.jsonl"
-PLAN = "plan.json"  # of an extraction that is not finished
 
 
 class EncoderIdentity(TypedDict):

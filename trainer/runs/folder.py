@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...pipeline.artifacts import (
+    CONFIG,
     described,
     difference,
     has_manifest,
@@ -27,7 +28,7 @@ from ...pipeline.formatting import counted, duration
 from ...pipeline.replacement import clear, replacement_of
 from ...pipeline.results import Result
 from ..config import LoopConfig
-from ..manifest import CHECKPOINTS, CONFIG, CURVES, METRICS, RUN, TOKENIZER, WEIGHTS, RunSettings
+from ..manifest import CHECKPOINTS, CURVES, METRICS, RUN, TOKENIZER, WEIGHTS, RunSettings
 from ..tensor_files import save_tensors
 from .checkpoints import TrainState, load_best, steps
 from .curves import draw_curves

@@ -12,19 +12,13 @@ from qf.pipeline.datasets.sources import load
 from qf.pipeline.errors import DatasetError
 from qf.pipeline.images import UnreadableImage
 
+from conftest import write_files  # isort: skip
+
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
-def fill(folder, files):
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return folder
-
-
 def test_sidecars(tmp_path):
-    fill(
+    write_files(
         tmp_path,
         {
             "train/b.JPG": "B", "train/b.txt": "one\n\n two \n", "val/a.png": "A", "val/a.json": '{"caption": "x\\ny"}',
@@ -47,7 +41,7 @@ def test_sidecars(tmp_path):
 
 
 def test_a_sidecar_may_name_the_split(tmp_path):
-    fill(
+    write_files(
         tmp_path,
         {
             "a.jpg": "A", "a.json": '{"caption": "x", "alt": "y", "split": "Test", "part": "val"}',
@@ -70,7 +64,9 @@ def test_a_sidecar_may_name_the_split(tmp_path):
 def linked(tmp_path):
     """A folder with links that lead out of it: to a text, a picture and a folder; and a pipe."""
     out = {"out/secret.txt": "s", "out/s.jpg": "S", "out/s.txt": "out"}
-    fill(tmp_path, {**out, "in/ok.jpg": "", "in/ok.txt": "ok", "in/text.jpg": "", "in/s.txt": "x", "in/pipe.jpg": ""})
+    write_files(
+        tmp_path, {**out, "in/ok.jpg": "", "in/ok.txt": "ok", "in/text.jpg": "", "in/s.txt": "x", "in/pipe.jpg": ""}
+    )
     (tmp_path / "in" / "text.txt").symlink_to("../out/secret.txt")
     (tmp_path / "in" / "s.jpg").symlink_to("../out/s.jpg")
     (tmp_path / "in" / "more").symlink_to("../out")
@@ -100,7 +96,7 @@ def test_confined_links_of_a_folder_lead_nowhere(linked):
 
 
 def test_a_picture_and_the_links_to_it_are_one_record_of_its_own_name(tmp_path):
-    fill(tmp_path, {"b.jpg": "", "b.txt": "own", "a.txt": "linked", "deep/c.jpg": "", "deep/c.txt": "c"})
+    write_files(tmp_path, {"b.jpg": "", "b.txt": "own", "a.txt": "linked", "deep/c.jpg": "", "deep/c.txt": "c"})
     (tmp_path / "a.jpg").symlink_to("b.jpg")
     (tmp_path / "again").symlink_to("deep")
     dataset = read(tmp_path)
@@ -109,7 +105,7 @@ def test_a_picture_and_the_links_to_it_are_one_record_of_its_own_name(tmp_path):
 
 
 def test_loops_of_links_end(tmp_path):
-    fill(tmp_path, {"in/a.jpg": "", "in/a.txt": "a", "in/b.csv": "image,caption\na.jpg,a\n"})
+    write_files(tmp_path, {"in/a.jpg": "", "in/a.txt": "a", "in/b.csv": "image,caption\na.jpg,a\n"})
     for name, target in (("loop", "."), ("up", ".."), ("self", "self"), ("self.jpg", "self.jpg")):
         (tmp_path / "in" / name).symlink_to(target)
     dataset = read(tmp_path / "in")
@@ -119,7 +115,7 @@ def test_loops_of_links_end(tmp_path):
 
 
 def test_names_that_are_not_utf8(tmp_path):
-    fill(tmp_path, {"a.jpg": "", "a.txt": "a", os.fsdecode(b"\xe9.jpg"): "", os.fsdecode(b"\xe9.txt"): "x"})
+    write_files(tmp_path, {"a.jpg": "", "a.txt": "a", os.fsdecode(b"\xe9.jpg"): "", os.fsdecode(b"\xe9.txt"): "x"})
     first, second = read(tmp_path).records
     assert (first.problem, second.key, second.problem) == ("", r"\xe9.jpg", "its name is not UTF-8")
 
@@ -127,18 +123,18 @@ def test_names_that_are_not_utf8(tmp_path):
 def test_folders_that_hold_no_captions(tmp_path):
     with pytest.raises(DatasetError, match="holds no captions"):
         read(tmp_path)
-    fill(tmp_path, {"a.jpg": "", "b.jpg": ""})
+    write_files(tmp_path, {"a.jpg": "", "b.jpg": ""})
     with pytest.raises(DatasetError, match="none of 2 records can be used; a.jpg: no caption"):
         read(tmp_path)
 
 
 def test_a_lone_train_folder_is_split_by_hash(tmp_path):
-    fill(tmp_path, {"train/metadata.jsonl": json.dumps({"file_name": "a.jpg", "text": "x"})})
+    write_files(tmp_path, {"train/metadata.jsonl": json.dumps({"file_name": "a.jpg", "text": "x"})})
     assert read(tmp_path, ReadOptions(val_fraction=0, test_fraction=1)).records.splits["test"] == 1
 
 
 def test_metadata_that_is_a_link_out_of_the_folder_is_read_unless_confined(tmp_path):
-    fill(tmp_path, {"blobs/1": "file_name,text\na.jpg,b\n", "blobs/2": "A"})
+    write_files(tmp_path, {"blobs/1": "file_name,text\na.jpg,b\n", "blobs/2": "A"})
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "metadata.csv").symlink_to("../blobs/1")
     (tmp_path / "in" / "a.jpg").symlink_to("../blobs/2")
@@ -149,7 +145,7 @@ def test_metadata_that_is_a_link_out_of_the_folder_is_read_unless_confined(tmp_p
 
 
 def test_names_in_the_metadata_of_a_folder_never_leave_it(tmp_path):
-    fill(
+    write_files(
         tmp_path,
         {
             "secret.jpg": "s",

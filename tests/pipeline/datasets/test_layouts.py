@@ -21,19 +21,13 @@ from qf.pipeline.datasets.sources import load
 from qf.pipeline.errors import DatasetError
 from qf.pipeline.lfs import POINTER
 
+from conftest import write_files  # isort: skip
+
 
 def jpeg(number=0):
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (number * 40 % 256, 90, 30)).save(file, "JPEG")
     return file.getvalue()
-
-
-def put(folder, files):
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return folder
 
 
 def rows(*names):
@@ -135,10 +129,12 @@ def keys(dataset):
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.sampled_from(sorted(LAYOUTS)), st.sets(st.sampled_from(sorted(JUNK))), st.booleans())
 def test_junk_and_a_workspace_beside_the_data_change_no_record(tmp_path_factory, layout, junk, workspace):
-    folder = put(tmp_path_factory.mktemp("layout"), LAYOUTS[layout])
+    folder = write_files(tmp_path_factory.mktemp("layout"), LAYOUTS[layout])
     if "parquet" in layout or "saved" in layout:
         junk = junk - {"00000.parquet"}
-    put(folder, {name: JUNK[name] for name in junk if not (folder / name).exists()} | (FEATURES if workspace else {}))
+    write_files(
+        folder, {name: JUNK[name] for name in junk if not (folder / name).exists()} | (FEATURES if workspace else {})
+    )
     assert keys(read(folder)) == [
         f"picture {name.split('.')[0]}" if layout == "tars" else f"picture {name}" for name in NAMES
     ]
@@ -146,12 +142,12 @@ def test_junk_and_a_workspace_beside_the_data_change_no_record(tmp_path_factory,
 
 @pytest.mark.parametrize("layout", ["a file a split", "a folder of tables", "saved splits"])
 def test_the_names_of_the_files_tell_the_splits(tmp_path, layout):
-    splits = read(put(tmp_path, LAYOUTS[layout])).records.splits
+    splits = read(write_files(tmp_path, LAYOUTS[layout])).records.splits
     assert (splits["test"], sum(splits.values())) == (1, 3)
 
 
 def test_the_files_that_were_not_read_are_said(tmp_path):
-    put(
+    write_files(
         tmp_path,
         {
             **LAYOUTS["tars"],
@@ -171,37 +167,39 @@ def test_the_files_that_were_not_read_are_said(tmp_path):
 
 
 def test_several_tables_that_could_each_be_the_dataset_are_named(tmp_path):
-    put(tmp_path, {**PICTURES, "english.csv": rows(*NAMES), "german.csv": rows(*NAMES).replace("picture", "Bild")})
+    write_files(
+        tmp_path, {**PICTURES, "english.csv": rows(*NAMES), "german.csv": rows(*NAMES).replace("picture", "Bild")}
+    )
     with pytest.raises(DatasetError, match=r"holds english\.csv and german\.csv; name the one to read"):
         read(tmp_path)
     shutil.copy(tmp_path / "english.csv", tmp_path / "german.csv")  # a copy is no other table
     assert len(read(tmp_path).records) == 3
-    put(tmp_path, {"german.csv": "a,b\n1,2\n"})
+    write_files(tmp_path, {"german.csv": "a,b\n1,2\n"})
     assert len(read(tmp_path).records) == 3
 
 
 def test_a_folder_without_captions_says_what_was_seen(tmp_path):
-    put(tmp_path, {**PICTURES, "notes.md": ""})
+    write_files(tmp_path, {**PICTURES, "notes.md": ""})
     with pytest.raises(
         DatasetError, match=r"no caption \(qf needs one: .*seen: 3 \.jpg files, 1 \.md file; name a caption"
     ):
         read(tmp_path)
-    put(tmp_path, {"labels.csv": "image,label\na.jpg,1\n"})
+    write_files(tmp_path, {"labels.csv": "image,label\na.jpg,1\n"})
     with pytest.raises(DatasetError, match=r"labels\.csv has no caption column .*--caption-column"):
         read(tmp_path)
 
 
 def test_a_folder_of_other_json_says_what_is_needed(tmp_path):
-    put(tmp_path, {"package.json": JUNK["package.json"], "x/config.json": "{}"})
+    write_files(tmp_path, {"package.json": JUNK["package.json"], "x/config.json": "{}"})
     with pytest.raises(DatasetError, match=r"holds no captions \(qf needs one: .*seen: 2 \.json files"):
         read(tmp_path)
-    put(tmp_path, {f"annotations/instances_{split}.json": json.dumps(BOXES) for split in ("train", "val")})
+    write_files(tmp_path, {f"annotations/instances_{split}.json": json.dumps(BOXES) for split in ("train", "val")})
     with pytest.raises(DatasetError, match=r"name COCO's captions_"):
         read(tmp_path)
 
 
 def test_pictures_are_known_by_their_first_bytes_where_the_suffix_says_nothing(tmp_path):
-    put(
+    write_files(
         tmp_path,
         {
             "a.jpe": jpeg(),
@@ -221,16 +219,16 @@ def test_pictures_are_known_by_their_first_bytes_where_the_suffix_says_nothing(t
 
 
 def test_a_folder_that_qf_wrote_is_no_source(tmp_path):
-    put(tmp_path, FEATURES)
+    write_files(tmp_path, FEATURES)
     for source in ("qf-out/features", "qf-out/features/shard-00000.tar", "qf-out/runs/stage2"):
         with pytest.raises(DatasetError, match="was written by qf; give the dataset"):
             read(tmp_path / source)
     with pytest.raises(DatasetError, match="holds no captions"):
-        read(put(tmp_path, {"qf-out/note.txt": ""}) / "qf-out" / "runs")
+        read(write_files(tmp_path, {"qf-out/note.txt": ""}) / "qf-out" / "runs")
 
 
 def test_a_source_in_the_folder_that_is_written_is_refused(tmp_path):
-    put(tmp_path, {"out/features/a.csv": rows("a.jpg"), "b.csv": rows("a.jpg")})
+    write_files(tmp_path, {"out/features/a.csv": rows("a.jpg"), "b.csv": rows("a.jpg")})
     folder = tmp_path / "out" / "features"
     for source in (folder, folder / "a.csv", folder / "*.csv", folder / ".." / "features" / "a.csv"):
         with pytest.raises(DatasetError, match="lies in .*which qf extract writes; choose another --workspace"):
@@ -242,14 +240,14 @@ def test_a_source_in_the_folder_that_is_written_is_refused(tmp_path):
     "name", ["d.csv", "d.jsonl", "d.json", "d.tar", "d.parquet", "metadata.csv", "captions_val.json"]
 )
 def test_a_git_lfs_pointer_is_called_that(tmp_path, name):
-    put(tmp_path, {name: POINTER + b"\noid sha256:0\nsize 3\n", "a.jpg": jpeg()})
+    write_files(tmp_path, {name: POINTER + b"\noid sha256:0\nsize 3\n", "a.jpg": jpeg()})
     for source in (tmp_path / name, tmp_path):
         with pytest.raises(DatasetError, match="is a Git LFS pointer.*git lfs pull"):
             read(source)
 
 
 def test_pipes_sockets_and_devices_are_never_opened(tmp_path):
-    put(tmp_path, LAYOUTS["sidecars"])
+    write_files(tmp_path, LAYOUTS["sidecars"])
     for name in ("pipe.csv", "pipe", "metadata.csv", "pipe.tar", "0.parquet"):
         os.mkfifo(tmp_path / name)
     with socket.socket(socket.AF_UNIX) as server:
@@ -261,7 +259,7 @@ def test_pipes_sockets_and_devices_are_never_opened(tmp_path):
 
 
 def test_zips_and_pictures_as_a_source_say_what_to_give(tmp_path):
-    put(tmp_path, {"a.zip": b"PK\x03\x04xx", "a.jpg": jpeg()})
+    write_files(tmp_path, {"a.zip": b"PK\x03\x04xx", "a.jpg": jpeg()})
     with pytest.raises(DatasetError, match="is a zip archive; unzip it"):
         read(tmp_path / "a.zip")
     with pytest.raises(DatasetError, match="is a picture; give the folder"):
@@ -269,12 +267,12 @@ def test_zips_and_pictures_as_a_source_say_what_to_give(tmp_path):
 
 
 def test_a_name_that_is_nearly_that_of_the_source_is_said(tmp_path):
-    put(tmp_path, {"Photos.csv": rows("a.jpg")})
+    write_files(tmp_path, {"Photos.csv": rows("a.jpg")})
     with pytest.raises(DatasetError, match=r"photos\.CSV does not exist; .*Photos\.csv does"):
         read(tmp_path / "photos.CSV")
 
 
 def test_images_may_lie_deeper_than_the_option_says_if_the_place_is_certain(tmp_path):
-    put(tmp_path, {"d.csv": rows(*NAMES), **{f"far/deep/{name}": jpeg() for name in NAMES}})
+    write_files(tmp_path, {"d.csv": rows(*NAMES), **{f"far/deep/{name}": jpeg() for name in NAMES}})
     options = ReadOptions(images=tmp_path / "far")
     assert load(read(tmp_path / "d.csv", options).records[0].source) == tmp_path / "far" / "deep" / "a.jpg"
