@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress
 
-    from .pipeline.extract.extract import Status
-    from .pipeline.results import Result
+    from .pipeline.results import Result, Status
 
 app = typer.Typer(
     name="qf",
@@ -374,18 +373,17 @@ class Display:
             print(f"{what} {done:,}/{total:,}  {note}", file=sys.stderr, flush=True)
 
     def extracting(self, status: "Status") -> None:
-        """Show how far extraction is."""
-        note = f"{status.images_per_second:.0f} images/s, encoder waited {status.waited:.0%}"
+        """Show how far extraction is, of images or of captions."""
         if self.live is None:
-            self._line("extract", status.done, status.total, note)
+            self._line(status.work, status.done, status.total, status.note)
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        if not isinstance(self.shown, Progress):
+        if not isinstance(self.shown, Progress) or self.shown.tasks[0].description != status.work:
             columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
             self.shown = Progress(TextColumn("{task.description}"), *columns, console=self.live.console)
-            self.shown.add_task("extract", total=status.total, note="")
-        self.shown.update(self.shown.task_ids[0], completed=status.done, note=note)
+            self.shown.add_task(status.work, total=status.total, note="")
+        self.shown.update(self.shown.task_ids[0], completed=status.done, note=status.note)
 
     def training(self, line: dict[str, Any], total: int) -> None:
         """Show a line of metrics.jsonl, of a training of `total` steps."""

@@ -81,6 +81,12 @@ class ExtractOptions:
         flags=("--flip/--no-flip",),
         panel=STORAGE,
     )
+    texts: bool = option(
+        True,
+        "Also cache the embeddings of the captions, by the encoder's text model if it has one; training learns from them.",
+        flags=("--texts/--no-texts",),
+        panel=STORAGE,
+    )
     seed: int = option(0, "Seed of the views.", min=0, max=2**63 - 1, panel=STORAGE)
     batch_size: int = option(64, "Images encoded at once.", min=1, max=2**14, panel=SPEED)
     workers: int = option(0, "Threads that decode; 0: one a core.", min=0, max=1024, panel=SPEED)

@@ -12,14 +12,14 @@ import pyarrow.compute as pc
 from ..pipeline.artifacts import CHECKED, file_problem, has_manifest, is_sealed, read_manifest
 from ..pipeline.errors import ArtifactError, QfError
 from ..pipeline.features.codecs import decode
-from ..pipeline.features.manifest import REJECTS
+from ..pipeline.features.manifest import REJECTS, TEXTS
 from ..pipeline.features.reader import Features
 from ..pipeline.formatting import counted, size
 from ..pipeline.results import Result
 from ..pipeline.schema import SPLITS
+from ..pipeline.tensor_files import check_tensors
 from ..trainer.manifest import CHECKPOINTS, RUN
 from ..trainer.qformer import QFormer
-from ..trainer.tensor_files import check_tensors
 from .index.store import check_origin, open_index, origin_folder
 from .info import read_known
 
@@ -102,6 +102,7 @@ def _features(folder: Path, manifest: dict[str, Any]) -> list[str]:
     keys = pl.Series(features.table.column("key"))
     repeated = keys.filter(keys.is_duplicated()).unique(maintain_order=True)
     problems += [f"key {key!r} is there more than once" for key in repeated]
+    problems += _damaged(sorted(folder.glob(f"{TEXTS}*.safetensors")))
     pooled = None if features.pooled is None else np.isfinite(features.pooled).all(1)
     for number in range(features.views + 1):
         rows = features.rows("train" if number else None)
@@ -123,8 +124,13 @@ def _lines(file: Path) -> int:
 
 def _run(folder: Path, manifest: dict[str, Any]) -> list[str]:
     QFormer.from_pretrained(folder)  # every weight has its name and shape
+    return _damaged(sorted((folder / CHECKPOINTS).glob("*.safetensors")))
+
+
+def _damaged(files: Sequence[Path]) -> list[str]:
+    """The problems of files that hold their own checksum."""
     problems = []
-    for path in sorted((folder / CHECKPOINTS).glob("*.safetensors")):
+    for path in files:
         try:
             check_tensors(path)
         except ArtifactError as error:

@@ -236,7 +236,7 @@ def features(pictures, clip_folder, tmp_path_factory):
 
 TINY = {
     "epochs": 60, "batch_size": 12, "lr": 1e-3, "log_every": 5, "validate_every": 20, "checkpoint_every": 20,
-    "vocab_size": 100, "num_query_tokens": 4, "precision": "float32", "warmup_steps": 5,
+    "vocab_size": 100, "num_query_tokens": 4, "precision": "float32", "warmup_steps": 5, "teach": "none",
 }  # fmt: skip
 
 

@@ -117,6 +117,15 @@ class Stage1Config(LoopConfig):
 
     preset: str = option("tiny", f"Size of the Q-Former: {', '.join(PRESETS)}.", panel=WHAT)
     losses: str = option("itc,itm,itg", "The objectives to sum.", panel=WHAT)
+    teach: str = option(
+        "auto",
+        "Who teaches the shared space: encoder, its own joint space; a folder or id of a sentence encoder, for encoders without "
+        "text; none, BLIP-2's way. auto: the encoder if it has text and the shared space starts afresh.",
+        panel=WHAT,
+    )
+    teach_weight: float = hidden(5.0)  # of loss_teach
+    soft_targets: float = hidden(0.5)  # share of the contrastive targets that is the teacher's similarities
+    teach_until: float = hidden(1.0)  # share of the steps after which the teacher counts for nothing
     num_query_tokens: int | None = option(None, "Queries; the preset's unless given.", min=1, max=1024, panel=WHAT)
     max_text_length: int = option(
         32, "Tokens of a caption, [CLS] and [SEP] included; longer ones are truncated.", min=3, max=2**16, panel=WHAT

@@ -1,8 +1,10 @@
-"""The three objectives of BLIP-2's first stage, as pure functions (Li et al. 2023, section 3.2; targets as in ALBEF).
+"""The three objectives of BLIP-2's first stage, as pure functions (Li et al. 2023, section 3.2; targets as in ALBEF), and the
+lessons of a teacher: an encoder whose joint space already holds images and texts.
 
 Letters as in qformer.py. M texts belong to B images; without `image_rows`, text m belongs to image m."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,19 @@ from torch.utils.checkpoint import checkpoint
 from .qformer import ImageEncoding, QFormer
 
 LOSSES = ("loss_itc", "loss_itm", "loss_itg")
+LOSS_TEACH = "loss_teach"  # beside these, where there is a teacher
 LABEL_SMOOTHING = 0.1
+TEACHER_TEMPERATURE = 0.02  # of the teacher's similarities
 PROBABILITY_FLOOR = 1e-4  # added to the probability of every negative, as in ALBEF
 MOST_PRODUCTS = 2**25  # dot products of queries and texts in memory at once
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The teacher's embeddings of a batch's images and texts, of unit length. Their width is that of the shared space."""
+
+    images: Tensor  # (B, E)
+    texts: Tensor  # (M, E)
 
 
 def similarities(image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -43,16 +55,32 @@ def positives(image_id: Tensor, image_rows: Tensor, text_id: Tensor) -> Tensor:
     return torch.zeros_like(same).index_add_(1, number, same)[:, number] > 0
 
 
-def itc_loss(similarity: Tensor, positive: Tensor) -> Tensor:
+def itc_loss(similarity: Tensor, positive: Tensor, lesson: Lesson | None = None, soft: float = 0.0) -> Tensor:
     """Image-text contrastive loss, a scalar. `similarity` (B, M) is divided by the temperature; `positive` (B, M) bool.
 
-    Targets are 0.9 spread over the positives plus 0.1 spread over all, in both directions."""
-    return (_soft_cross_entropy(similarity, positive) + _soft_cross_entropy(similarity.T, positive.T)) / 2
+    Targets are 0.9 spread over the positives plus 0.1 spread over all, in both directions. A share `soft` of the 0.9 goes to the
+    softmax of the teacher's similarities instead, as ALBEF takes that of its momentum model (Li et al. 2021,
+    arXiv:2107.07651, section 3.4)."""
+    taught = None if lesson is None else lesson.images @ lesson.texts.T / TEACHER_TEMPERATURE  # (B, M)
+    to_texts = _soft_cross_entropy(similarity, positive, taught, soft)
+    to_images = _soft_cross_entropy(similarity.T, positive.T, None if taught is None else taught.T, soft)
+    return (to_texts + to_images) / 2
 
 
-def _soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
+def _soft_cross_entropy(logits: Tensor, positive: Tensor, taught: Tensor | None, soft: float) -> Tensor:
     target = positive.float() / positive.sum(1, keepdim=True)
+    if taught is not None:
+        target = torch.lerp(target, taught.softmax(1), soft)
     return F.cross_entropy(logits, target, label_smoothing=LABEL_SMOOTHING)
+
+
+def teach_loss(image_features: Tensor, text_features: Tensor, lesson: Lesson) -> Tensor:
+    """The distance to the teacher, a scalar: 1 - cosine, of each text's feature and of each image's best query, both in the mean.
+
+    image_features (B, Q, E), text_features (M, E)."""
+    images = 1 - torch.einsum("bqe,be->bq", image_features, lesson.images).amax(1)
+    texts = 1 - (text_features * lesson.texts).sum(1)
+    return images.mean() + texts.mean()
 
 
 @torch.no_grad()

@@ -84,7 +84,8 @@ def feature_bytes(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOpti
     picture = sum(int(np.prod(shape)) * dtype.itemsize for dtype, shape in described)
     tar = TAR_BYTES * (2 + len(described)) if options.shard_format == "webdataset" else 0
     row = picture + 4 * (identity["joint"] or 0) + ROW_BYTES + tar
-    return sum(splits.values()) * row + splits["train"] * options.views * picture
+    texts = 2 * (identity["joint"] or 0) * sum(dataset.records.captions.values()) if options.texts else 0
+    return sum(splits.values()) * row + splits["train"] * options.views * picture + texts
 
 
 def free_bytes(folder: Path) -> int:

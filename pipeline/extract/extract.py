@@ -15,29 +15,19 @@ from ..datasets.read import Dataset, check_apart, read
 from ..device import resolve_device, resolve_precision
 from ..encoders.identity import FrozenEncoder
 from ..encoders.load import load_encoder
-from ..errors import DatasetError
+from ..encoders.text import has_text_model
+from ..errors import DatasetError, EncoderError
 from ..features.manifest import FEATURES
+from ..features.reader import Features
 from ..files import locked
 from ..formatting import by_split, counted, duration, size
 from ..replacement import place_to_write, settle
-from ..results import Result
+from ..results import OnStatus, Result, Status, no_status
+from .captions import encoder_captions
 from .estimate import Estimated, check_space, estimate
 from .ledger import Ledger, recorded_precision, resumes
 from .shard import SHARD_SUFFIXES, check_options, pieces, span, write_shard
 from .stream import EncodedPiece, Stream
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far extraction is. `waited`: the share of time so far in which the encoder had nothing to do."""
-
-    done: int  # records
-    total: int
-    images_per_second: float
-    waited: float
-
-
-OnStatus = Callable[[Status], None]
 
 
 @dataclass(frozen=True)
@@ -74,10 +64,12 @@ def extract_source(
     options: ExtractOptions = ExtractOptions(),
     on: ComputeOptions = ComputeOptions(),
     say: Callable[[str], None] = lambda text: None,
-    progress: OnStatus = lambda status: None,
+    progress: OnStatus = no_status,
 ) -> Extracted | Estimated:
     """Extract the caption dataset at `source`, one path or pattern or several, into `folder`; with `options.dry_run` only
     estimate it.
+
+    The encoder's text model, if it has one, embeds the captions too; one that cannot be loaded is passed over with a line.
 
     `say` gets what was found at the source. With the precision "auto", work that began in one precision goes on in it.
     DatasetError if the source cannot be read, EncoderError if the encoder cannot be loaded; others as of `extract`."""
@@ -93,7 +85,14 @@ def extract_source(
     frozen = load_encoder(encoder.encoder, device, resolve_precision(precision, device), encoder.layer)
     if options.dry_run:
         return estimate(dataset, frozen, options, folder)
-    return extract(dataset, name, frozen, folder, options, progress)
+    extracted = extract(dataset, name, frozen, folder, options, progress)
+    if options.texts and extracted.captions:
+        try:
+            if has_text_model(frozen.identity):
+                encoder_captions(Features(folder), device, say, progress)
+        except EncoderError as error:
+            say(f"the captions are not embedded: {error}")
+    return extracted
 
 
 def extract(
@@ -102,7 +101,7 @@ def extract(
     encoder: FrozenEncoder,
     folder: Path,
     options: ExtractOptions,
-    progress: OnStatus = lambda status: None,
+    progress: OnStatus = no_status,
 ) -> Extracted:
     """Fill `folder` with features. Shards that are finished already are kept.
 
@@ -144,7 +143,8 @@ def extract(
                     encoded += len(part.block["key"])
                     done += len(part.piece.records)
                     seconds = time.perf_counter() - started
-                    progress(Status(done, total, encoded / seconds, stream.waited))
+                    note = f"{encoded / seconds:.0f} images/s, encoder waited {stream.waited:.0%}"
+                    progress(Status("extract", done, total, note))
                     yield part
 
             parts = stream.encoded(pieces(dataset, todo, stream.piece_size, options))

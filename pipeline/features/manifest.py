@@ -7,6 +7,7 @@ from msgspec import Meta
 from ..artifacts import PLAN, Count, FileEntry, Kind, Sha256, Size
 
 REJECTS = "rejects.jsonl"
+TEXTS = "texts-"  # begins the names of the files with embeddings of captions
 
 
 class EncoderIdentity(TypedDict):
@@ -76,4 +77,6 @@ class FeaturesManifest(Planned):
     files: list[FileEntry]
 
 
-FEATURES = Kind("features", "qf extract SOURCE", FeaturesManifest, ("shard-*.*", REJECTS, PLAN))
+FEATURES = Kind(
+    "features", "qf extract SOURCE", FeaturesManifest, ("shard-*.*", f"{TEXTS}*.safetensors", REJECTS, PLAN)
+)

@@ -135,6 +135,10 @@ class Features:
         splits = self.table.column("split").to_numpy(zero_copy_only=False)
         return np.flatnonzero(splits == split)
 
+    def rows_of_shard(self, number: int) -> range:
+        """The row numbers of a shard."""
+        return range(int(self._starts[number]), int(self._starts[number + 1]))
+
     def shard_numbers(self, rows: np.ndarray) -> np.ndarray:
         """(n,): which shard holds each of the rows."""
         numbers: np.ndarray = np.searchsorted(self._starts, rows, side="right") - 1

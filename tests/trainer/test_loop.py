@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from qf.pipeline.errors import TrainingError
+from qf.pipeline.tensor_files import read_info
 from qf.trainer.config import LoopConfig
 from qf.trainer.loop import learning_rate, make_optimizer, planned_steps, refuse_divergence, train_stage
-from qf.trainer.tensor_files import read_info
 from safetensors.torch import load_file
 
 CPU = torch.device("cpu")

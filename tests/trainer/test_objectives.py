@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from qf.trainer.objectives import hard_negatives, itc_loss, itm_pairs, positives, similarities
+from qf.trainer.objectives import Lesson, hard_negatives, itc_loss, itm_pairs, positives, similarities, teach_loss
 from torch.testing import assert_close
 
 
@@ -29,6 +29,40 @@ def test_itc_loss_with_several_positives():
 
     naive = (one_way(logits, positive) + one_way(logits.T, positive.T)) / 2
     assert float(itc_loss(logits, positive)) == pytest.approx(naive, rel=1e-5)
+
+
+def unit(*shape):
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+def test_a_share_of_the_contrastive_targets_is_the_teachers():
+    torch.manual_seed(0)
+    logits, owner = torch.randn(3, 5), [0, 0, 1, 2, 2]
+    positive = torch.tensor([[owner[m] == b for m in range(5)] for b in range(3)])
+    lesson = Lesson(unit(3, 4), unit(5, 4))
+    taught = lesson.images @ lesson.texts.T / 0.02
+
+    def one_way(rows, positives, teacher):
+        total = 0.0
+        for row, mine, theirs in zip(rows, positives, teacher, strict=True):
+            own = [float(p) / int(mine.sum()) for p in mine]
+            target = [0.7 * a + 0.3 * float(b) for a, b in zip(own, theirs.softmax(0), strict=True)]
+            smooth = [0.9 * t + 0.1 / len(row) for t in target]
+            total -= sum(t * float(v) for t, v in zip(smooth, row.log_softmax(0), strict=True))
+        return total / len(rows)
+
+    naive = (one_way(logits, positive, taught) + one_way(logits.T, positive.T, taught.T)) / 2
+    assert float(itc_loss(logits, positive, lesson, 0.3)) == pytest.approx(naive, rel=1e-5)
+    assert torch.equal(itc_loss(logits, positive, lesson, 0.0), itc_loss(logits, positive))
+
+
+def test_the_distance_to_the_teacher_is_that_of_each_text_and_of_each_images_best_query():
+    torch.manual_seed(0)
+    images, texts, lesson = unit(3, 4, 5), unit(6, 5), Lesson(unit(3, 5), unit(6, 5))
+    image = sum(1 - max(float(q @ t) for q in one) for one, t in zip(images, lesson.images, strict=True)) / 3
+    text = sum(1 - float(a @ b) for a, b in zip(texts, lesson.texts, strict=True)) / 6
+    assert float(teach_loss(images, texts, lesson)) == pytest.approx(image + text, rel=1e-5)
+    assert float(teach_loss(lesson.images[:, None], lesson.texts, lesson)) == pytest.approx(0, abs=1e-6)
 
 
 def test_negatives_never_show_the_same_picture_and_are_mostly_hard():

@@ -5,6 +5,7 @@ Letters as in sampling.py; L text length, n images of a process."""
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 from weakref import finalize
 
 import numpy as np
@@ -16,8 +17,9 @@ from ...pipeline.features.codecs import Encoded
 from ...pipeline.features.reader import Empty, Features, empty_array
 from ...pipeline.prefetch import map_ahead
 from ..config import Stage1Config
+from ..objectives import Lesson
 from ..tokens import Tokens
-from .sampling import Sampler
+from .sampling import Sample, Sampler
 
 PREFETCH = 4  # batches made ahead
 TOKENISED = 10_000  # captions tokenised at once
@@ -48,6 +50,7 @@ class Batch:
     matched: Tensor  # (m,) the captions that matching and generation see
     texts_of: list[int]  # the number of captions of each process
     micro_batches: list[MicroBatch]  # of this process
+    lesson: Lesson | None = None  # of all images and captions, where there is a teacher
 
     def __len__(self) -> int:
         """The number of its image-text pairs, M."""
@@ -56,7 +59,18 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         """All its tensors, features first."""
         texts = [self.input_ids, self.attention_mask, self.image_rows, self.text_id, self.matched]
-        return [*self.encoded.values(), *texts]
+        lesson = [] if self.lesson is None else [self.lesson.images, self.lesson.texts]
+        return [*self.encoded.values(), *texts, *lesson]
+
+
+class Teacher(Protocol):
+    """A space that holds the training images and all their captions; see `Lesson`."""
+
+    def images(self, chosen: np.ndarray) -> np.ndarray:
+        """Positions of training images (n,) -> (n, E) float32 of unit length."""
+
+    def texts(self, chosen: np.ndarray) -> np.ndarray:
+        """Numbers of their captions (m,), counted image by image -> (m, E) float32 of unit length."""
 
 
 class BufferPool:
@@ -105,6 +119,7 @@ class Batches:
         world_size: int = 1,
         device: torch.device = CPU,
         source: FeatureSource | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         """TrainingError if there are too few rows, or if the processes cannot share a batch evenly."""
         if len(rows) < 2:
@@ -124,7 +139,7 @@ class Batches:
         self.rank, self.world_size, self.device = rank, world_size, device
         self.source = source or (lambda chosen, views, empty: features.read(rows[chosen], views, empty))
         self.empty = pinned if device.type == "cuda" else BufferPool().empty
-        self.images = len(rows)
+        self.teacher, self.images = teacher, len(rows)
         self.sampler = Sampler(
             np.array([len(features.captions[row]) for row in rows]),
             features.shard_numbers(rows),
@@ -162,7 +177,13 @@ class Batches:
             self._move(self.text_id[sample.captions]),
             self._move(sample.matched),
             *self._shares(sample.image_rows, sample.matched),
+            self._lesson(sample),
         )
+
+    def _lesson(self, sample: Sample) -> Lesson | None:
+        if self.teacher is None:
+            return None
+        return Lesson(self._move(self.teacher.images(sample.images)), self._move(self.teacher.texts(sample.captions)))
 
     def _shares(self, image_rows: np.ndarray, matched: np.ndarray) -> tuple[list[int], list[MicroBatch]]:
         """The number of captions of each process, and the micro-batches of this one."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...pipeline.artifacts import Count
 from ...pipeline.errors import ArtifactError
-from ..tensor_files import check_tensors, open_tensors, read_info, save_tensors
+from ...pipeline.tensor_files import check_tensors, open_tensors, read_info, save_tensors
 
 log = logging.getLogger(__name__)
 BEST = "best.safetensors"  # weights alone, of the best validation so far

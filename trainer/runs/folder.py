@@ -27,9 +27,9 @@ from ...pipeline.files import atomic_file
 from ...pipeline.formatting import counted, duration
 from ...pipeline.replacement import clear, replacement_of
 from ...pipeline.results import Result
+from ...pipeline.tensor_files import save_tensors
 from ..config import LoopConfig
 from ..manifest import CHECKPOINTS, CURVES, METRICS, RUN, TOKENIZER, WEIGHTS, RunSettings
-from ..tensor_files import save_tensors
 from .checkpoints import TrainState, load_best, steps
 from .curves import draw_curves
 from .log import read_log

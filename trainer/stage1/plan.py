@@ -15,6 +15,8 @@ class StepPlan:
     number: int  # of the batch, from 0 over all epochs
     losses: Sequence[str] = LOSSES
     hardness: float = 1.0  # see `hardness`
+    teach: float = 0.0  # weight of loss_teach
+    soft_targets: float = 0.0  # share of the contrastive targets that the teacher gives
 
 
 def chosen_losses(config: Stage1Config) -> list[str]:
@@ -46,7 +48,21 @@ def hardness(step: int, total: int, config: Stage1Config) -> float:
     return min(1.0, max(0, step - begin) / ramp) if ramp else 1.0
 
 
+def teaching(step: int, total: int, config: Stage1Config) -> float:
+    """How much the teacher counts, from 1 at the first step down to 0 after a share `teach_until` of the steps."""
+    if config.teach == "none" or not config.teach_until:
+        return 0.0
+    return max(0.0, 1 - step / (config.teach_until * total))
+
+
 def plan(number: int, total: int, config: Stage1Config) -> StepPlan:
     """The plan of batch `number` in a run of `total` steps."""
     step = number // config.accumulate
-    return StepPlan(number, losses_at(step, total, config), hardness(step, total, config))
+    counts = teaching(step, total, config)
+    return StepPlan(
+        number,
+        losses_at(step, total, config),
+        hardness(step, total, config),
+        config.teach_weight * counts,
+        config.soft_targets * counts,
+    )

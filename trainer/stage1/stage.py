@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,14 +15,15 @@ from ...pipeline.features.reader import Features
 from ...pipeline.files import locked
 from ...pipeline.formatting import counted
 from ...pipeline.replacement import place_to_write, replacement_of, settle
-from ..config import PRESETS, Stage1Config
+from ...pipeline.results import OnStatus, no_status
+from ..config import PRESETS, QFormerConfig, Stage1Config
 from ..distributed.processes import ALONE, Processes
 from ..loader.batches import Batch, Batches
 from ..loader.cache import Cache, cached
 from ..loop import planned_steps, train_stage
 from ..manifest import CHECKPOINTS, RUN, TOKENIZER
 from ..metrics.retrieval import RetrievalSet, mean_recall_at_1, recalls, retrieval
-from ..objectives import LOSSES
+from ..objectives import LOSS_TEACH, LOSSES
 from ..qformer import QFormer
 from ..runs.checkpoints import TrainState, last_step
 from ..runs.folder import Trained, begin, finish, is_finished, recorded_precision, result, resumes
@@ -32,6 +33,7 @@ from ..weights.start import find_start
 from .embedder import Embedder, rerank, similarity_matrix
 from .plan import chosen_losses, itc_only_steps, losses_at, plan
 from .step import Stage1Step, backward
+from .teacher import SpaceTeacher, find_teacher, resolve_teacher
 
 FEW_STEPS = 200  # fewer steps than these are worth a hint
 MATCHED_TEXTS, MATCHED_IMAGES = 250, 16  # validation re-ranks about so many texts, with so many images for each
@@ -40,13 +42,12 @@ MATCHED_TEXTS, MATCHED_IMAGES = 250, 16  # validation re-ranks about so many tex
 class Stage1:
     """Stage 1 for `loop.train_stage`: the Q-Former alone, trained with ITC, ITM and ITG."""
 
-    losses = LOSSES
-
     def __init__(
         self, features: Features, config: Stage1Config, embedder: Embedder, batches: Batches, processes: Processes
     ) -> None:
         self.features, self.config, self.embedder, self.source = features, config, embedder, batches
         self.model, self.batches_per_epoch = embedder.model, batches.per_epoch
+        self.losses = LOSSES if batches.teacher is None else (*LOSSES, LOSS_TEACH)
         self.total = planned_steps(batches.per_epoch, config)
         self.model.gradient_checkpointing = config.gradient_checkpointing
         if config.compile:
@@ -100,10 +101,12 @@ def train(
     cache_on_device: bool = False,
     say: Callable[[str], None] = lambda text: None,
     tensorboard: bool = False,
+    progress: OnStatus = no_status,
 ) -> Trained:
     """Train a Q-Former into the run `folder`, or resume it there. Returns the result, also of a run that is finished already.
 
-    All `processes` call it; rank 0 writes, and calls `report` with each line of the log and `say` with other messages.
+    All `processes` call it; rank 0 writes, and calls `report` with each line of the log, `say` with other messages and
+    `progress` while captions are embedded for a teacher.
     `cache_on_device` keeps the features in memory and `tensorboard` writes the log for TensorBoard; neither changes the run.
 
     With `overwrite` a run that is there stays until the new one is finished.
@@ -117,6 +120,7 @@ def train(
         if processes.first and config.precision == "auto":
             dtype = recorded_precision(folder, overwrite) or dtype  # a run ends in the precision that it began in
         dtype = _of_rank_0(dtype, processes, device)
+        config = replace(config, teach=resolve_teacher(config, features))
         settings = {"train": asdict(config), "features": features.identity, "precision": str(dtype)}
         place = folder
         if processes.first:
@@ -127,15 +131,16 @@ def train(
         if finished:
             say(f"{folder} is finished: nothing to train; --overwrite trains it anew")
         if not processes.agree(finished, device):
+            teacher = _teacher(features, config, device, processes, say, progress)
             torch.manual_seed(config.seed)
-            model, tokens = make_model(features, config)
+            model, tokens = make_model(features, config, teacher)
             stage = None
             if config.epochs:
                 model = model.to(device)  # before the cached features take what is free there
                 cache = None
                 if cache_on_device:
                     cache = cached(features, features.rows("train"), device, processes.count, say)
-                batches = make_batches(features, config, tokens, device, processes, cache)
+                batches = make_batches(features, config, tokens, device, processes, cache, teacher)
                 embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
                 stage = Stage1(features, config, embedder, batches, processes)
             if processes.first:
@@ -185,10 +190,33 @@ def _of_rank_0(dtype: torch.dtype, processes: Processes, device: torch.device) -
     return dtypes[processes.number(dtypes.index(dtype), device)]
 
 
-def make_model(features: Features, config: Stage1Config) -> tuple[QFormer, Tokens]:
-    """The model that training starts with, and its tokenizer. It draws random numbers of PyTorch. Errors as of `find_start`."""
+def _teacher(
+    features: Features,
+    config: Stage1Config,
+    device: torch.device,
+    processes: Processes,
+    say: Callable[[str], None],
+    progress: OnStatus,
+) -> SpaceTeacher | None:
+    """The teacher of all processes. Rank 0 embeds the captions, the others wait for it."""
+    rows = features.rows("train")
+    teacher = find_teacher(config.teach, features, rows, device, say, progress) if processes.first else None
+    processes.agree(True, device)
+    return teacher if processes.first else find_teacher(config.teach, features, rows, device, say, progress)
+
+
+def make_model(features: Features, config: Stage1Config, teacher: SpaceTeacher | None = None) -> tuple[QFormer, Tokens]:
+    """The model that training starts with, and its tokenizer. It draws random numbers of PyTorch.
+
+    The shared space is as wide as the teacher's. TrainingError if that of `config.init` is not; others as of `find_start`."""
     captions = [caption for row in features.rows("train") for caption in features.captions[row]]
-    start = find_start(config, features, captions)
+    embed_dim = QFormerConfig.embed_dim if teacher is None else teacher.width
+    start = find_start(config, features, captions, embed_dim)
+    if teacher is not None and start.model.embed_dim != embed_dim:
+        raise TrainingError(
+            f"--teach {config.teach}: its space is {embed_dim} wide, that of --init {config.init} is {start.model.embed_dim}; "
+            "leave one of them out"
+        )
     return QFormer.from_weights(start.model, start.weights), start.tokens
 
 
@@ -199,6 +227,7 @@ def make_batches(
     device: torch.device,
     processes: Processes,
     cache: Cache | None,
+    teacher: SpaceTeacher | None = None,
 ) -> Batches:
     """The training batches of this process, from `cache` if there is one. TrainingError if there are too few images."""
     return Batches(
@@ -216,6 +245,7 @@ def make_batches(
         world_size=processes.count,
         device=device,
         source=cache,
+        teacher=teacher,
     )
 
 

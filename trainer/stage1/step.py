@@ -19,19 +19,29 @@ from ...pipeline.device import autocast
 from ...pipeline.features.codecs import decode
 from ..distributed.processes import ALONE, Processes
 from ..loader.batches import Batch, MicroBatch
-from ..objectives import hard_negatives, itc_loss, itg_loss, itm_loss, itm_pairs, positives, similarities
+from ..objectives import (
+    LOSS_TEACH,
+    hard_negatives,
+    itc_loss,
+    itg_loss,
+    itm_loss,
+    itm_pairs,
+    positives,
+    similarities,
+    teach_loss,
+)
 from ..qformer import ImageEncoding, QFormer
 from .plan import StepPlan
 
 
 @dataclass(frozen=True)
 class BatchGradients:
-    """The facts about the whole batch that its micro-batches use: the gradients of loss_itc, and the pairs to match."""
+    """The facts about the whole batch that its micro-batches use: the losses of its features, and the pairs to match."""
 
-    loss: Tensor  # loss_itc
-    images: Tensor  # (B, Q, E) its gradient by the image features
-    texts: Tensor  # (M, E) its gradient by the text features
-    temp: Tensor  # () its gradient by the temperature
+    losses: dict[str, Tensor]  # loss_itc and, where there is a teacher, loss_teach
+    images: Tensor  # (B, Q, E) the gradient of both by the image features
+    texts: Tensor  # (M, E) their gradient by the text features
+    temp: Tensor  # () their gradient by the temperature
     pairs: tuple[Tensor, Tensor, Tensor] | None  # see `itm_pairs`; None without ITM
 
 
@@ -78,8 +88,13 @@ class Stage1Step(nn.Module):
         with torch.enable_grad(), torch.autocast(texts.device.type, enabled=False):
             images, texts, temp = [leaf.requires_grad_() for leaf in leaves]
             similarity = similarities(images, texts) / temp  # (B, M)
-            loss = itc_loss(similarity, positive)
-            gradients = torch.autograd.grad(loss, leaves)
+            lesson = batch.lesson if plan.teach else None
+            losses = {"loss_itc": itc_loss(similarity, positive, lesson, plan.soft_targets)}
+            total = losses["loss_itc"]
+            if lesson is not None:
+                losses[LOSS_TEACH] = teach_loss(images, texts, lesson)
+                total = total + plan.teach * losses[LOSS_TEACH]
+            gradients = torch.autograd.grad(total, leaves)
         pairs = None
         if "loss_itm" in plan.losses:
             generator = torch.Generator(texts.device).manual_seed(self._seed(1, plan.number))
@@ -88,7 +103,8 @@ class Stage1Step(nn.Module):
             )
             drawn = self.processes.from_first(torch.stack(negatives))
             pairs = itm_pairs(positive, batch.image_rows, batch.matched, (drawn[0], drawn[1]))
-        return BatchGradients(loss.detach(), gradients[0], gradients[1], gradients[2], pairs)
+        known = {name: loss.detach() for name, loss in losses.items()}
+        return BatchGradients(known, gradients[0], gradients[1], gradients[2], pairs)
 
     def forward(
         self, batch: Batch, n: int, plan: StepPlan, whole: BatchGradients | None = None
@@ -110,7 +126,7 @@ class Stage1Step(nn.Module):
         if "loss_itc" in plan.losses:
             total = total + (image.features * whole.images[micro.images]).sum()
             total = total + (texts * whole.texts[micro.texts]).sum() + self.model.temp * whole.temp * equal
-            shares = {"loss_itc": whole.loss * equal, **shares}
+            shares |= {name: loss * equal for name, loss in whole.losses.items()}
         return total * processes.count, {name: share.detach() for name, share in shares.items()}
 
     def _matching(self, batch: Batch, micro: MicroBatch, image: ImageEncoding, whole: BatchGradients) -> Tensor:

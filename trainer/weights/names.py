@@ -13,7 +13,7 @@ from torch import Tensor
 from ...pipeline.errors import ArtifactError
 from ...pipeline.failures import out_of_memory
 from ...pipeline.lfs import CURE, is_lfs_pointer
-from ..tensor_files import open_tensors
+from ...pipeline.tensor_files import open_tensors
 
 # (their prefix, our prefix): the first that a key starts with renames it; ATTENTION then renames `self` where they use it
 LAVIS = (

@@ -14,8 +14,8 @@ from ...pipeline.artifacts import check_files, has_manifest, read_manifest, reme
 from ...pipeline.encoders.identity import encoder_folder, origin, pointer_in
 from ...pipeline.errors import ArtifactError, EncoderError
 from ...pipeline.lfs import CURE
+from ...pipeline.tensor_files import open_tensors
 from ..manifest import RUN, WEIGHTS, ModelSizes
-from ..tensor_files import open_tensors
 from ..tokens import Tokens, read_tokenizer
 from .names import (
     BERT_NAMES,

@@ -25,14 +25,22 @@ class Start:
     weights: Weights | None  # None: random parameters
 
 
-def find_start(config: Stage1Config, features: Features, captions: list[str]) -> Start:
-    """The start of training on these features. The sizes of `config.init` win over the preset's.
+def has_shared_space(config: Stage1Config) -> bool:
+    """Whether the weights of `config.init` bring a space that images and texts share. Errors as of `read_weights`."""
+    return config.init is not None and "embed_dim" in read_weights(config.init).sizes
+
+
+def find_start(
+    config: Stage1Config, features: Features, captions: list[str], embed_dim: int = QFormerConfig.embed_dim
+) -> Start:
+    """The start of training on these features. The sizes of `config.init` win over the preset's and over `embed_dim`.
 
     Without any tokenizer, one is trained on the captions. TrainingError if the weights do not fit the features or the
     options; ArtifactError if they cannot be read."""
     weights = None if config.init is None else read_weights(config.init)
     tokens = find_tokens(config, weights, captions)
     sizes: dict[str, Any] = dict(PRESETS[config.preset]) | {"encoder_hidden_size": features.encoder["width"]}
+    sizes["embed_dim"] = embed_dim
     if config.num_query_tokens is not None:
         sizes["num_query_tokens"] = config.num_query_tokens
     if weights is not None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from qf.pipeline.errors import TrainingError
 from qf.trainer.config import Stage1Config
-from qf.trainer.stage1.plan import StepPlan, chosen_losses, hardness, losses_at, plan
+from qf.trainer.stage1.plan import StepPlan, chosen_losses, hardness, losses_at, plan, teaching
 
 
 def test_negatives_become_harder_with_the_step():
@@ -24,7 +24,7 @@ def test_itc_can_train_alone_at_first():
 
 
 def test_accumulated_batches_share_the_plan_of_their_step():
-    config = Stage1Config(contrast_first=0.5, easy_negatives=1.0, accumulate=3)
+    config = Stage1Config(contrast_first=0.5, easy_negatives=1.0, accumulate=3, teach="none")
     first, last = plan(6, 4, config), plan(8, 4, config)  # both of step 2, with which the other losses join
     assert (first.losses, first.hardness) == (last.losses, last.hardness)
     assert first == StepPlan(6, ["loss_itc", "loss_itm", "loss_itg"], 0.0)
@@ -35,3 +35,10 @@ def test_an_unknown_loss_is_refused():
     assert chosen_losses(Stage1Config(losses="itg, itc")) == ["loss_itc", "loss_itg"]
     with pytest.raises(TrainingError, match="--losses itc,foo: use some of itc,itm,itg"):
         chosen_losses(Stage1Config(losses="itc,foo"))
+
+
+def test_the_teacher_is_let_go_step_by_step():
+    config = Stage1Config(teach_until=0.5, teach_weight=4.0, soft_targets=0.5)
+    assert [teaching(step, 100, config) for step in (0, 25, 50, 99)] == [1.0, 0.5, 0.0, 0.0]
+    assert (plan(25, 100, config).teach, plan(25, 100, config).soft_targets) == (2.0, 0.25)
+    assert teaching(0, 100, Stage1Config(teach_until=0.0)) == 0.0

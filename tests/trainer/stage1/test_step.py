@@ -6,7 +6,7 @@ import pytest
 import torch
 from qf.trainer.config import QFormerConfig
 from qf.trainer.loader.batches import Batches
-from qf.trainer.objectives import LOSSES, stage1_losses
+from qf.trainer.objectives import LOSSES, Lesson, itc_loss, positives, similarities, stage1_losses, teach_loss
 from qf.trainer.qformer import QFormer
 from qf.trainer.stage1.plan import StepPlan
 from qf.trainer.stage1.step import Stage1Step, backward, drop_tokens
@@ -83,6 +83,26 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(
     )  # fmt: skip
     sum(plain.values()).backward()
     assert_close(found, {name: loss.detach() for name, loss in plain.items()})
+    assert_equal(ours, {name: p.grad for name, p in qformer.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.parametrize("micro_batch_size", [7, 3])
+def test_the_lessons_of_a_teacher_reach_every_micro_batch(features, tokens, qformer, micro_batch_size):
+    batch = batch_of(features, tokens, micro_batch_size)
+    torch.manual_seed(1)
+    width, (count, texts) = qformer.config.embed_dim, (7, len(batch.input_ids))
+    embeds = [torch.nn.functional.normalize(torch.randn(n, width, device=DEVICE), dim=-1) for n in (count, texts)]
+    batch = replace(batch, lesson=Lesson(*embeds))
+    found, ours = gradients(qformer, batch, StepPlan(3, ("loss_itc",), teach=2.0, soft_targets=0.5))
+
+    qformer.zero_grad()
+    images = qformer.encode_image(batch.encoded["tokens"].float()).features
+    text = qformer.encode_text(batch.input_ids, batch.attention_mask, first_only=True).features
+    positive = positives(torch.arange(count, device=DEVICE), batch.image_rows, batch.text_id)
+    itc = itc_loss(similarities(images, text) / qformer.temp, positive, batch.lesson, 0.5)
+    distance = teach_loss(images, text, batch.lesson)
+    (itc + 2.0 * distance).backward()
+    assert_close(found, {"loss_itc": itc.detach(), "loss_teach": distance.detach()})
     assert_equal(ours, {name: p.grad for name, p in qformer.named_parameters() if p.grad is not None})
 
 

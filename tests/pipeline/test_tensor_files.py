@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from qf.pipeline.errors import ArtifactError
-from qf.trainer.tensor_files import ZEROS, check_tensors, open_tensors, read_info, save_tensors
+from qf.pipeline.tensor_files import ZEROS, check_tensors, open_tensors, read_info, save_tensors
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "sha256": torch.ones(1)}
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..pipeline.errors import ArtifactError
-from ..pipeline.files import atomic_file
+from .errors import ArtifactError
+from .files import atomic_file
 
 ZEROS = "0" * 64  # in place of the checksum while it is computed
 CHECKSUM = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')  # in the JSON value, which is a text in the header's JSON
