@@ -22,6 +22,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
         ("loss_itc", "contrastive (ITC)"),
         ("loss_itm", "matching (ITM)"),
         ("loss_itg", "generation (ITG)"),
+        ("loss_teach", "distance to the teacher"),
     ):
         _plot(left, losses, name, label, marker="o" if len(losses) < FEW else "", markersize=3)
     end = max((line["step"] for line in lines), default=1)

@@ -14,7 +14,7 @@ from ...pipeline.encoders.sentences import SentenceModel
 from ...pipeline.encoders.text import has_text_model
 from ...pipeline.errors import EncoderError, TrainingError
 from ...pipeline.extract.captions import caption_embeds, encoder_captions
-from ...pipeline.features.caption_embeds import CaptionEmbeds, has_embeds
+from ...pipeline.features.caption_embeds import CaptionEmbeds, embeds_path
 from ...pipeline.features.codecs import decode
 from ...pipeline.features.reader import Features
 from ...pipeline.results import OnStatus
@@ -69,7 +69,8 @@ def _encoder_has_text(features: Features) -> bool:
     """Whether the encoder has a text model that is here, or its embeddings of the captions are."""
     if features.encoder["joint"] is None:
         return False
-    if all(has_embeds(features, n, features.encoder["sha256"]) for n in range(len(features.manifest["shards"]))):
+    shards = range(len(features.manifest["shards"]))
+    if all(embeds_path(features, n, features.encoder["sha256"]).is_file() for n in shards):
         return True
     try:
         return has_text_model(features.encoder)
