@@ -82,7 +82,7 @@ def test_failures_are_one_helpful_line(qf, tmp_path, clip_folder, onnx_folder):
     (tmp_path / "photos.csv").write_text("image,width\na.jpg,3\n")
     fails(qf("extract", "photos.csv"), "no caption column", "--caption-column")
     (tmp_path / "empty").mkdir()
-    fails(qf("extract", "empty"), "holds no captions", "metadata.csv")
+    fails(qf("extract", "empty"), "holds no pictures and no captions", "metadata.csv")
     fails(qf("train"), "does not exist or is empty", "qf extract SOURCE")
     fails(qf("search", "a dog"), "qf extract SOURCE")
     fails(qf("eval"), "qf extract SOURCE")

@@ -168,7 +168,7 @@ def _check_problems(dataset: Dataset, options: ExtractOptions) -> None:
     if problems > options.max_rejects * len(records):
         raise DatasetError(
             f"{problems} of {len(records)} records cannot be used, more than --max-rejects {options.max_rejects:g} allows; the "
-            f"first: {records.first_problem}"
+            f"first: {records.first_problem}{dataset.cure}"
         )
 
 
