@@ -134,7 +134,7 @@ def train(
                 model = model.to(device)  # before the cached features take what is free there
                 cache = None
                 if cache_on_device:
-                    cache = cached(features, features.rows("train"), device, processes.count, say)
+                    cache = cached(features, features.rows("train", captioned=True), device, processes.count, say)
                 batches = make_batches(features, config, tokens, device, processes, cache)
                 embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
                 stage = Stage1(features, config, embedder, batches, processes)
@@ -173,9 +173,9 @@ def _check(features: Features, config: Stage1Config, processes: Processes) -> No
         )
     if not math.isfinite(config.epochs):
         raise TrainingError(f"--epochs {config.epochs}: give a number")
-    if config.patience and not len(features.rows("val")):
+    if config.patience and not len(features.rows("val", captioned=True)):
         raise TrainingError(
-            f"--patience {config.patience}: {features.folder} has no images in the split val to judge by"
+            f"--patience {config.patience}: {features.folder} has no images with captions in the split val to judge by"
         )
 
 
@@ -187,7 +187,7 @@ def _of_rank_0(dtype: torch.dtype, processes: Processes, device: torch.device) -
 
 def make_model(features: Features, config: Stage1Config) -> tuple[QFormer, Tokens]:
     """The model that training starts with, and its tokenizer. It draws random numbers of PyTorch. Errors as of `find_start`."""
-    captions = [caption for row in features.rows("train") for caption in features.captions[row]]
+    captions = [caption for row in features.rows("train", captioned=True) for caption in features.captions[row]]
     start = find_start(config, features, captions)
     return QFormer.from_weights(start.model, start.weights), start.tokens
 
@@ -203,7 +203,7 @@ def make_batches(
     """The training batches of this process, from `cache` if there is one. TrainingError if there are too few images."""
     return Batches(
         features,
-        features.rows("train"),
+        features.rows("train", captioned=True),
         tokens,
         batch_size=config.contrastive_batch or config.batch_size,
         captions_per_image=config.captions_per_image,
