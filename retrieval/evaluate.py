@@ -96,7 +96,7 @@ def evaluate_retrieval(features: Features, split: str, encoders: Sequence[QueryE
     if not len(data.rows):
         splits = ", ".join(f"{count:,} {name}" for name, count in features.manifest["splits"].items() if count)
         raise QfError(
-            f"{features.folder} has no images in the split {split} with captions (it has {splits}); choose another --split"
+            f"{features.folder} has no captioned images in the split {split} (it has {splits}); choose another --split"
         )
     rows: dict[str, dict[str, float]] = {}
     seconds = None

@@ -90,10 +90,10 @@ def _choose(look: Look, options: ReadOptions, used: set[Path]) -> Found:
         used.update(_checked(look, tars, options))
         return "webdataset", *read_tars(tars, folder, options)
     beside = holds_captions(look, options)
-    tables = 2 * look.captioned < look.pictures or not beside
-    candidates = _candidates(look, replace(options, allow_uncaptioned=False), tables)
+    with_tables = 2 * look.captioned < look.pictures or not beside
+    candidates = _candidates(look, replace(options, allow_uncaptioned=False), with_tables)
     if options.allow_uncaptioned and not look.pictures and all(candidate.reason for candidate in candidates):
-        candidates = _candidates(look, options, tables)
+        candidates = _candidates(look, options, with_tables)
     whole = [candidate for candidate in candidates if not candidate.reason]
     if whole:
         return _read_candidates(look, whole, options, used)
@@ -113,11 +113,11 @@ def _choose(look: Look, options: ReadOptions, used: set[Path]) -> Found:
     )
 
 
-def _candidates(look: Look, options: ReadOptions, tables: bool) -> list[Candidate]:
-    """The files that may be the dataset; `tables` and texts only where nothing else is one."""
+def _candidates(look: Look, options: ReadOptions, with_tables: bool) -> list[Candidate]:
+    """The files that may be the dataset; `with_tables` also tables and texts, where nothing else is one."""
     found = [_parquet(look, options)] if look.names.get("parquet") else []
     found += [_document(path, look, options) for path in _near(look, "json")]
-    if tables and all(candidate.reason for candidate in found):
+    if with_tables and all(candidate.reason for candidate in found):
         found += [_table(path, look, options) for path in (*_near(look, "table"), *_near(look, "text"))]
     return found
 
