@@ -102,18 +102,20 @@ class _Watched:
     A record without a caption gets a problem, and is counted, unless such records are `allowed`."""
 
     def __init__(self, records: Iterable[Record], options: ReadOptions, allowed: bool) -> None:
-        self._records, self._confined, self._allowed = records, options.confine, allowed
-        self.uncaptioned = self._out = self._renamed = 0
+        self._records, self._options, self._allowed = records, options, allowed
+        self.uncaptioned = self._kept = self._out = self._renamed = 0
         self._example = ""
 
     def __iter__(self) -> Iterator[Record]:
         for record in self._records:
-            if not (record.captions or record.problem or self._allowed):
-                record = replace(record, problem=record.lacking or NO_CAPTION)
-                self.uncaptioned += 1
+            if not (record.captions or record.problem):
+                self._kept += self._allowed
+                if not self._allowed:
+                    record = replace(record, problem=record.lacking or NO_CAPTION)
+                    self.uncaptioned += 1
             source = record.source
             if isinstance(source, ImageFile) and not record.problem:
-                self._out += not self._confined and leads_out(source)
+                self._out += not self._options.confine and leads_out(source)
                 if not record.image.endswith(source.name):
                     self._renamed += 1
                     self._example = self._example or f"{printable(source.name)} for {record.image}"
@@ -121,6 +123,8 @@ class _Watched:
 
     def __str__(self) -> str:
         out = f"; {counted(self._out, 'image')} outside the folder of the dataset" if self._out else ""
+        if self._kept and self._options.allow_uncaptioned:
+            out += f"; {counted(self._kept, 'image')} without a caption"
         if self._renamed:
             out += f"; {counted(self._renamed, 'image')} found under nearly the name that is given, such as {self._example}"
         return out

@@ -100,6 +100,7 @@ def test_an_image_without_a_caption_is_a_reject_unless_it_is_allowed(tmp_path, l
     assert all(r.problem.startswith("no caption") for r in dataset.records if r.problem)
     assert dataset.cure == "; 2 have no caption: --allow-uncaptioned keeps them"
     kept = read(tmp_path, ALLOWED)
+    assert "; 2 images without a caption" in kept.found
     assert [r.captions for r in kept.records] == [("x", "y"), (), ("z",), ()]
     assert (sum(kept.records.splits.values()), sum(kept.records.captions.values()), kept.cure) == (4, 3, "")
     assert all(r.source and not r.problem for r in kept.records)
