@@ -18,6 +18,12 @@ class ReadOptions:
     confine: bool = option(False, "Refuse paths and links that lead out of the dataset's folder.", panel=WHAT)
     image_column: str | None = option(None, "Column with the image, if its name is unusual.", panel=WHAT)
     caption_column: str | None = option(None, "Column with the caption or captions.", panel=WHAT)
+    allow_uncaptioned: bool = option(
+        False,
+        "Keep images without a caption: search finds them, training passes over them.",
+        flags=("--allow-uncaptioned",),
+        panel=WHAT,
+    )
     split_column: str | None = option(None, "Column with train, val or test.", panel=WHAT)
     key_column: str | None = option(None, "Column with a unique key; the image's name unless given.", panel=WHAT)
     no_header: bool = option(

@@ -6,6 +6,7 @@ is decoded and made upright RGB, as WebP 17, as JPEG 2000 20 (measured), and 3 t
 
 import errno
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, twic
 MAX_BYTES = 256 * 2**20
 STRIP_PIXELS = 2**20  # converted at once
 THUMBNAIL_SIZE = 128
+HEIC = re.compile(rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)  # errors of the machine, not of a picture
 UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,6 +62,8 @@ def load_image(source: Path | bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         if is_lfs_text(source) if isinstance(source, bytes) else is_lfs_pointer(source):
             raise UnreadableImage(CURE) from error
+        if HEIC.match(_start(source)):
+            raise UnreadableImage("HEIC, which qf does not read; convert it to JPEG") from error
         raise UnreadableImage(f"not an image that qf reads ({', '.join(IMAGE_FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"more than {MAX_PIXELS} pixels") from error
@@ -68,6 +72,17 @@ def load_image(source: Path | bytes) -> Image.Image:
             raise
         truncated = "truncated" in str(error).lower()
         raise UnreadableImage(f"damaged image: {'it is truncated' if truncated else 'it cannot be decoded'}") from error
+
+
+def _start(source: Path | bytes) -> bytes:
+    """The first bytes of a picture; none if they cannot be read any more."""
+    if isinstance(source, bytes):
+        return source[:12]
+    try:
+        with open(source, "rb", buffering=0) as file:
+            return file.read(12)
+    except OSError:
+        return b""
 
 
 def _decoded(source: Path | bytes) -> Image.Image:

@@ -89,11 +89,15 @@ def scorers(
 def evaluate_retrieval(features: Features, split: str, encoders: Sequence[QueryEncoder], rerank_at: int) -> Evaluated:
     """R@K on a split: a row for each encoder, and one more for an encoder that matches.
 
-    That one re-ranks `rerank_at` candidates of each query; 0: none. QfError if the split is empty."""
+    That one re-ranks `rerank_at` candidates of each query; 0: none. QfError if the split holds no captions."""
     data = RetrievalSet.of(features, split)
+    if not features.manifest["captions"]:
+        raise QfError(f"{features.folder} holds no captions to measure with; extract a dataset that has some")
     if not len(data.rows):
         splits = ", ".join(f"{count:,} {name}" for name, count in features.manifest["splits"].items() if count)
-        raise QfError(f"{features.folder} has no images in the split {split} (it has {splits}); choose another --split")
+        raise QfError(
+            f"{features.folder} has no captioned images in the split {split} (it has {splits}); choose another --split"
+        )
     rows: dict[str, dict[str, float]] = {}
     seconds = None
     for encoder in encoders:

@@ -79,7 +79,7 @@ def index_run(workspace: Workspace, run: str | None, on: ComputeOptions, say: Sa
 def evaluate(workspace: Workspace, options: EvalOptions, run: str | None, on: ComputeOptions, say: Say) -> Evaluated:
     """R@K of the encoder and of the run of that name, or of the latest; of the encoder alone if there is no run yet."""
     device, features = resolve_device(on.device), Features(workspace.features)
-    split = options.split or ("test" if len(features.rows("test")) else "val")
+    split = options.split or ("test" if len(features.rows("test", captioned=True)) else "val")
     chosen = workspace.run(run) if run else workspace.latest_run()
     say(f"evaluating {chosen or 'the encoder alone (no run yet)'} on the {split} split")
     opened = open_run(chosen, device, on.precision) if chosen else None

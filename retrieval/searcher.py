@@ -48,7 +48,7 @@ class Hit(Result):
     def __str__(self) -> str:
         parts = f"  (itc {self.itc:.3f}, itm {self.itm:.3f})" if self.itm is not None else ""
         caption = self.captions[0] if self.captions else ""
-        return f"{self.rank:3d}  {self.score:7.3f}{parts}  {plain(self.image, PART)}  {plain(caption, PART)}"
+        return f"{self.rank:3d}  {self.score:7.3f}{parts}  {plain(self.image, PART)}  {plain(caption, PART)}".rstrip()
 
 
 class Searcher:
@@ -87,7 +87,11 @@ class Searcher:
         return self._hits(nearest_images(self.index.images, query, k, self.index.per_image), k)
 
     def captions(self, file: Path, k: int) -> list[Hit]:
-        """The k captions that fit the picture in `file` best, each as a hit of its image with that caption alone."""
+        """The k captions that fit the picture in `file` best, each as a hit of its image with that caption alone.
+
+        QfError if there are none."""
+        if not self.index.captions:
+            raise QfError(f"{self.features.folder} holds no captions to find; leave out --find text to find pictures")
         ranking = best_distinct(self._caption_vectors, self.encoder.picture(file), k, 1)
         hits = self._hits(Ranking(self.index.text_rows[ranking.items], ranking.scores), k)
         texts = [self.index.captions[item] for item in ranking.items]
@@ -124,8 +128,9 @@ def open_searcher(workspace: Workspace, on: ComputeOptions) -> Searcher:
         return _open_trained(workspace.index, on)
     if workspace.index.is_dir() or workspace.latest_run() is not None:
         raise QfError(f"{workspace.folder} has a trained run but no finished index; build it with `qf index`")
-    searcher = untrained_searcher(Features(workspace.features), on)
-    log.warning("no trained model yet: searching by the encoder's own embeddings (train one with `qf train`)")
+    searcher = untrained_searcher(features := Features(workspace.features), on)
+    cure = " (train one with `qf train`)" if features.manifest["captions"] else ""
+    log.warning("no trained model yet: searching by the encoder's own embeddings%s", cure)
     return searcher
 
 

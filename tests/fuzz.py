@@ -246,6 +246,8 @@ def make_datasets(top: Path) -> list[tuple[Path, list[Path]]]:
     made.append(folder("sidecars"))
     for name, text in zip(names, captions, strict=True):
         (made[-1] / name).with_suffix(".txt").write_text(text)
+    made.append(folder("pictures"))
+    (made[-1] / "a note.txt").write_text("pictures without captions")
     made.append(folder("imagefolder"))
     (made[-1] / "metadata.csv").write_text(
         "file_name,text\n" + "".join(f'{n},"{t}"\n' for n, t in zip(names, captions, strict=True))
@@ -303,6 +305,7 @@ def fuzz_dataset(
                 (copy / os.fsdecode(b"odd \xff\x1b[31m.png")).write_bytes(picture(1))
         chosen = copy / source.name if source.is_file() and rng.random() < 0.7 else copy
         options = ["--encoder", encoder, "--precision", "float32", "-q", "--max-rejects", rng.choice(["1", "0.05"])]
+        options += rng.choice([[], [], ["--allow-uncaptioned"]])
         code, broke = run("extract", str(chosen), *options, "-w", str(Path(scratch) / "out"))
         return code, broke and f"extract {folder.name}, {path.name} ({how}) {beside}: {broke}"
 

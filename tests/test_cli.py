@@ -82,7 +82,7 @@ def test_failures_are_one_helpful_line(qf, tmp_path, clip_folder, onnx_folder):
     (tmp_path / "photos.csv").write_text("image,width\na.jpg,3\n")
     fails(qf("extract", "photos.csv"), "no caption column", "--caption-column")
     (tmp_path / "empty").mkdir()
-    fails(qf("extract", "empty"), "holds no captions", "metadata.csv")
+    fails(qf("extract", "empty"), "holds no pictures and no captions", "metadata.csv")
     fails(qf("train"), "does not exist or is empty", "qf extract SOURCE")
     fails(qf("search", "a dog"), "qf extract SOURCE")
     fails(qf("eval"), "qf extract SOURCE")
@@ -94,7 +94,7 @@ def test_failures_are_one_helpful_line(qf, tmp_path, clip_folder, onnx_folder):
     fails(qf("extract", source, "--encoder", clip_folder, "--device", "cuda:7"), "CUDA devices")
     assert qf("extract", source, "--encoder", clip_folder, "-q")[0] == 0
     fails(qf("extract", source, "--encoder", onnx_folder), "made otherwise", "--overwrite")
-    fails(qf("eval", "--split", "test"), "no images in the split test", "--split")
+    fails(qf("eval", "--split", "test"), "no captioned images in the split test", "--split")
     fails(qf("train", "--losses", "itc,nothing"), "--losses")
     fails(qf("index"), "no finished run", "qf train")
 

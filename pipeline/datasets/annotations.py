@@ -43,15 +43,16 @@ def caption_document(document: Any, path: Path, options: ReadOptions) -> Sequenc
     """The rows of a JSON document that is a table; None for COCO captions and a Karpathy split. DatasetError if it is none
     of these."""
     if _is_coco(document):
-        _check_captions(document, path)
+        _check_captions(document, path, options)
         return None
     return None if _is_karpathy(document) else document_rows(document, path, options)
 
 
-def _check_captions(document: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """The annotations of a COCO document. DatasetError if they are no captions."""
+def _check_captions(document: dict[str, Any], path: Path, options: ReadOptions) -> list[dict[str, Any]]:
+    """The annotations of a COCO document. DatasetError if they are no captions, and images need some."""
     annotations = document.get("annotations")
-    if not _objects(annotations) or not any("caption" in annotation for annotation in annotations):
+    captioned = _objects(annotations) and any("caption" in annotation for annotation in annotations)
+    if not _objects(annotations) or not (captioned or options.allow_uncaptioned):
         raise DatasetError(f"{path} holds no captions; {COCO}")
     return annotations
 
@@ -78,7 +79,7 @@ def _coco(
     entries: list[tuple[str, list[str], str | None, Path]] = []  # name, captions, split, folder
     orphans = 0
     for document, path, split in zip(documents, paths, splits_in_names([path.name for path in paths]), strict=True):
-        annotations = _check_captions(document, path)
+        annotations = _check_captions(document, path, options)
         captions: dict[str, list[str]] = {str(image.get("id")): [] for image in document["images"]}
         for annotation in annotations:
             if (belongs := captions.get(str(annotation.get("image_id")))) is None:
@@ -125,9 +126,8 @@ def _record(
     if not name:
         return Record(f"image {number}", "", None, (), "train", f"image {number} has no file name")
     match = names_in(str(folder)).find(name)
-    problem = match.problem or ("" if captions else "no caption")
     source = ImageFile(str(folder), match.name, bounds_of(options))
-    return Record(name, name, source, tuple(captions), split_of(name, split, options), problem)
+    return Record(name, name, source, tuple(captions), split_of(name, split, options), match.problem)
 
 
 def read_flickr_tokens(path: Path, options: ReadOptions) -> tuple[str, Iterator[Record]]:

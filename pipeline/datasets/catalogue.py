@@ -43,7 +43,8 @@ Place = tuple[type, str | PictureSpool, str]
 class Catalogue(Sequence[Record]):
     """Records in their order, counted and checked: DatasetError if two have one key.
 
-    `sha256` is that of the JSON list of `[key, image, captions, split]`; `splits` and `captions` count, split by split,
+    `sha256` is that of the JSON list of `[key, image, captions, split]`, with null for the captions of an image that is
+    used without any; `splits` and `captions` count, split by split,
     the records without a problem and their captions; `left_out` counts things of records that are not used. Where all these
     records are of `train`, `draw` gives every key its split."""
 
@@ -160,7 +161,7 @@ class _Tally:
         self._digest = hashlib.sha256(b"[")
 
     def add(self, rows: list[Record]) -> None:
-        listed = json.dumps([(r.key, r.image, r.captions, r.split) for r in rows])
+        listed = json.dumps([(r.key, r.image, r.captions if r.captions or r.problem else None, r.split) for r in rows])
         self._digest.update((b", " if self.length else b"") + listed[1:-1].encode())
         self.length += len(rows)
         for row in rows:

@@ -66,16 +66,19 @@ class TableColumns:
     ) -> "TableColumns":
         """The columns that the options name, or else the first usual name that is there, in upper or lower case.
 
-        The captions may stand in numbered columns (`caption_0`, `caption_1` …). DatasetError if a column is missing;
-        the `first` rows help to say why."""
+        The captions may stand in numbered columns (`caption_0`, `caption_1` …), or in none where images without a caption
+        are kept. DatasetError if a column is missing; the `first` rows help to say why."""
         image = _pick(names, options.image_column, IMAGE_COLUMNS, "--image-column", path)
         caption = _pick(names, options.caption_column, CAPTION_NAMES, "--caption-column", path)
         captions = (caption,) if caption is not None else tuple(filter(_NUMBERED, names))
-        for what, found in (("image", image is not None), ("caption", bool(captions))):
+        for what, found in (("image", image is not None), ("caption", bool(captions) or options.allow_uncaptioned)):
             if not found:
                 if any(is_url(cell) for row in first[:100] if isinstance(row, dict) for cell in row.values()):
                     raise urls_inside(path)
-                raise DatasetError(f"{path} has no {what} column (it has {_list(names)}); name it with --{what}-column")
+                more = ", or keep its images without captions: --allow-uncaptioned" if what == "caption" else ""
+                raise DatasetError(
+                    f"{path} has no {what} column (it has {_list(names)}); name it with --{what}-column{more}"
+                )
         assert image is not None
         split = _pick(names, options.split_column, SPLIT_COLUMNS, "--split-column", path)
         return cls(image, captions, split, _pick(names, options.key_column, KEY_COLUMNS, "--key-column", path))
@@ -94,14 +97,13 @@ class TableColumns:
         return list(dict.fromkeys(name for name in every if name is not None))
 
     def __str__(self) -> str:
-        captions = "caption column " if len(self.captions) == 1 else "caption columns "
+        captions = ", ".join(map(repr, self.captions))
+        noun = {0: "no caption column", 1: "caption column "}.get(len(self.captions), "caption columns ")
         split = f"split column {self.split!r}" if self.split is not None else "no split column"
         key = f", key column {self.key!r}" if self.key is not None else ""
         lists = " (lists)" if self.lists else ""
         header = "" if self.header else "no line of column names, "
-        return (
-            f"{header}image column {self.image!r}, {captions}{', '.join(map(repr, self.captions))}{lists}, {split}{key}"
-        )
+        return f"{header}image column {self.image!r}, {noun}{captions}{lists}, {split}{key}"
 
     def batch(
         self,
@@ -314,12 +316,12 @@ def _records(
         if file is None and is_url(image):
             raise urls_inside(paths[0])
         captions = tuple(text for _, row in every for text in row[1])
+        problem = ""
         left_out: tuple[str, ...] = ()
         if captions:
-            problem = ""
             left_out = tuple(TOO_LONG if row[1] else BLANK for _, row in every if row[-1] or not row[1])
         else:
-            problem = next((row[-1] for _, row in every if row[-1]), "no caption")
+            problem = next((row[-1] for _, row in every if row[-1]), "")
         named = (row[2].strip() for _, row in every if row[2] and row[2].strip())
         splits = sorted({SPLIT_ALIASES.get(name.lower(), name) for name in named})
         if len(splits) > 1 and not options.redraw_splits:

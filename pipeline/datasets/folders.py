@@ -1,5 +1,5 @@
 """Folders of images: with a `metadata.csv|jsonl|parquet` (the Hugging Face imagefolder convention), in it or in folders
-below; or with a text or JSON beside each image (`a.jpg`, `a.txt`).
+below; with a text or JSON beside each image (`a.jpg`, `a.txt`); or without any caption.
 
 Memory: the names in one folder at a time, and about 300 bytes a link."""
 
@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config import ReadOptions
-from ..formatting import printable
+from ..formatting import counted, printable
 from .look import Listed, Look, PassedOver, is_picture, walk
 from .records import IMAGE_SUFFIXES, SPLIT_ALIASES, Record, bounds_of, split_in_path, split_of
 from .sidecars import MAX_SIDECAR, SUFFIXES, Sidecars, UnreadableSidecar, captions_of
 from .sources import ImageFile
 from .tables import TABLES, read_table, renamed
+
+UNREADABLE = "the text beside it cannot be read"  # how such a problem begins
 
 
 def metadata_of(look: Look) -> list[Path]:
@@ -49,22 +51,42 @@ def read_sidecars(look: Look, options: ReadOptions) -> tuple[str, Iterator[Recor
     beside it, or each line of the `.txt`. Folders `train`, `validation`, `test` are splits, where the `.json` names none.
 
     A picture and the links to it are one record, with the captions of all its names."""
-    found = "images with a .txt or .json beside each"
     links, more = _links(look)
-    if more:
-        found += f"; {more:,} links name a picture again"
+    return "images with a .txt or .json beside each" + _again(more), _records(look, links, options, captioned=True)
 
-    def records() -> Iterator[Record]:
-        for file in walk(look.folder, options.confine, PassedOver()):
-            if file.refused:
-                problem = "a link to a folder outside, which --confine refuses"
-                yield Record(file.name, file.name, None, (), "train", problem)
-            elif is_picture(file):
-                names = links.get(os.path.realpath(file.path), [file.name]) if links else [file.name]
-                if names[0] == file.name:
-                    yield _record(look, file, names[1:], options)
 
-    return found, records()
+def read_pictures(look: Look, options: ReadOptions) -> tuple[str, Iterator[Record]]:
+    """A description of what was found, and a record without captions for each image in the folder or below it.
+
+    A picture and the links to it are one record. All are `train`, which means nothing without captions, unless folders are
+    named `validation` or `test`, or splits are to be drawn."""
+    links, more = _links(look)
+    found = f"{counted(look.pictures - more, 'picture')} without captions" + _again(more)
+    if look.captioned:
+        found += "; no caption in the text or JSON beside some (--caption-column NAME takes a field of a JSON)"
+    return found, _records(look, links, options, captioned=False)
+
+
+def holds_captions(look: Look, options: ReadOptions) -> bool:
+    """Whether a text or JSON beside an image holds a caption, or cannot be read. Looks at one after the other."""
+    records = read_sidecars(look, options)[1] if look.captioned else ()
+    return any(record.captions or record.problem.startswith(UNREADABLE) for record in records)
+
+
+def _again(more: int) -> str:
+    return f"; {more:,} links name a picture again" if more else ""
+
+
+def _records(look: Look, links: dict[str, list[str]], options: ReadOptions, captioned: bool) -> Iterator[Record]:
+    """The pictures of a folder, with the captions beside them if they are `captioned`."""
+    for file in walk(look.folder, options.confine, PassedOver()):
+        if file.refused:
+            problem = "a link to a folder outside, which --confine refuses"
+            yield Record(file.name, file.name, None, (), "train", problem)
+        elif is_picture(file):
+            names = links.get(os.path.realpath(file.path), [file.name]) if links else [file.name]
+            if names[0] == file.name:
+                yield _record(look, file, names[1:], options, captioned)
 
 
 def _links(look: Look) -> tuple[dict[str, list[str]], int]:
@@ -80,13 +102,15 @@ def _links(look: Look) -> tuple[dict[str, list[str]], int]:
     return every, sum(len(names) - 1 for names in every.values())
 
 
-def _record(look: Look, file: Listed, others: Sequence[str], options: ReadOptions) -> Record:
+def _record(look: Look, file: Listed, others: Sequence[str], options: ReadOptions, captioned: bool) -> Record:
     key = printable(file.name)
     split = split_in_path(key)
-    source, problem = ImageFile(str(look.folder), file.name, bounds_of(options)), ""
+    source, problem, lacking = ImageFile(str(look.folder), file.name, bounds_of(options)), "", ""
     captions: list[str] = []
     if key != file.name:
         problem = "its name is not UTF-8"
+    elif not captioned:
+        split = split or "train"
     else:
         try:
             every = [_beside(file.path, lambda name: name in file.beside, options)]
@@ -94,11 +118,11 @@ def _record(look: Look, file: Listed, others: Sequence[str], options: ReadOption
             for found in every:
                 captions += (caption for caption in found.captions if found is every[0] or caption not in captions)
                 split = found.split or split
-            if not captions:
-                problem = every[0].lacking(()) if every[0].fields else "no caption"
+            lacking = every[0].lacking(()) if every[0].fields else ""
         except (OSError, UnreadableSidecar) as error:
-            problem = f"the text beside it cannot be read: {error}"
-    return Record(key, key, None if problem else source, tuple(captions), split_of(key, split, options), problem)
+            problem = f"{UNREADABLE}: {error}"
+    split = split_of(key, split, options)
+    return Record(key, key, None if problem else source, tuple(captions), split, problem, lacking=lacking)
 
 
 def _beside(image: str, is_there: Callable[[str], bool] | None, options: ReadOptions) -> Sidecars:

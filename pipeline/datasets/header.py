@@ -55,7 +55,7 @@ def find_header(first: Sequence[Sequence[Any]], options: ReadOptions, path: Path
     )
     if image is not None and any(is_url(cell) for cell in _cells(first, image)):
         caption = caption or image  # the URLs are told first
-    if image is None or caption is None:
+    if image is None or (caption is None and not options.allow_uncaptioned):
         raise DatasetError(
             f"{path} has no line of column names: its first line is {_shown(names)}; give --no-header with "
             f"--image-column {image or 'N'} and --caption-column {caption or 'N'} (columns count from 1)"

@@ -19,8 +19,8 @@ from .annotations import COCO, caption_document, read_flickr_tokens
 from .arrow import read_arrow
 from .columns import TableColumns, image_name, is_url
 from .files import Found, kind_of, read_files
-from .folders import metadata_of, read_metadata, read_sidecars
-from .look import Look, look_into
+from .folders import holds_captions, metadata_of, read_metadata, read_pictures, read_sidecars
+from .look import Look, look_into, speaks_of_captions
 from .names import image_folder, images_below, names_in
 from .parquet import read_parquet
 from .records import SPLIT_ALIASES
@@ -32,6 +32,7 @@ from .webdataset import read_tars
 MAX_PROBED = 100  # tables that are looked into
 MAX_DOCUMENT = 2**26  # bytes of a JSON file that is read to find out what it is; of a larger one, its ends
 ENDS = 2**16
+PICTURES = "pictures"  # the kind of a folder that holds no captions
 CALLED = {
     "tar": "tar",
     "parquet": "Parquet file",
@@ -60,13 +61,14 @@ def read_folder(folder: Path, options: ReadOptions) -> Found:
     look = look_into(folder, options.confine)
     used: set[Path] = set()
     kind, found, records = _choose(look, options, used)
-    for name, called in CALLED.items():
+    for name, called in CALLED.items() if kind != PICTURES else ():
         rest = [path for path in look.of(name) if path not in used]
         if rest:
             look.passed.add(called, str(rest[0].relative_to(folder)), count=len(rest))
     if kind in ("webdataset", "parquet", "arrow"):
         look.passed.add("picture", look.a_picture, " beside them", look.pictures)
-    left = str(look.passed)
+    passed = [look.passed, look.others] if kind == PICTURES else [look.passed]
+    left = ", ".join(filter(None, map(str, passed)))
     return kind, found + (f"; not read: {left}" if left else ""), records
 
 
@@ -87,37 +89,54 @@ def _choose(look: Look, options: ReadOptions, used: set[Path]) -> Found:
     if tars := look.of("tar"):
         used.update(_checked(look, tars, options))
         return "webdataset", *read_tars(tars, folder, options)
-    candidates = [_parquet(look, options)] if look.names.get("parquet") else []
-    candidates += [_document(path, look, options) for path in _near(look, "json")]
+    beside = holds_captions(look, options)
+    with_tables = 2 * look.captioned < look.pictures or not beside
+    candidates = _candidates(look, replace(options, allow_uncaptioned=False), with_tables)
+    if options.allow_uncaptioned and not look.pictures and all(candidate.reason for candidate in candidates):
+        candidates = _candidates(look, options, with_tables)
     whole = [candidate for candidate in candidates if not candidate.reason]
-    if not whole and (2 * look.captioned < look.pictures or not look.pictures):
-        tables = [*_near(look, "table"), *_near(look, "text")]
-        candidates += [_table(path, look, options) for path in tables]
-        whole = [candidate for candidate in candidates if not candidate.reason]
     if whole:
         return _read_candidates(look, whole, options, used)
-    if look.pictures and (look.captioned or not candidates):
-        return "sidecars", *read_sidecars(look, options)
-    missing = [candidate for candidate in candidates if candidate.missing]
-    if missing and not look.pictures:
+    if look.pictures:
+        return _read_pictures(look, candidates, beside, options)
+    if missing := [candidate for candidate in candidates if candidate.missing]:
         return _read_candidates(look, missing, options, used)
     failed = [candidate for candidate in candidates if candidate.path.suffix.lower() in TABLES]
     others = [candidate for candidate in candidates if COCO in candidate.reason or len(candidates) == 1]
-    if failed or (others and not look.pictures):
+    if failed or others:
         raise DatasetError((failed or others)[0].reason)
-    if look.pictures:
-        return "sidecars", *read_sidecars(look, options)
-    raise DatasetError(f"{folder} holds no captions ({cure(look)})")
-
-
-def cure(look: Look) -> str:
-    """What a folder lacks, what was seen there, and what to do."""
     passed = f", and not read: {look.passed}" if str(look.passed) else ""
-    return (
-        "qf needs one: text in a .txt beside each image, tars, Parquet shards, or a table with the columns file_name and "
-        f"caption, such as metadata.csv; seen: {look}{passed}; name a caption file itself, with --image-column and "
-        "--caption-column if its columns have unusual names"
+    raise DatasetError(
+        f"{folder} holds no pictures and no captions (qf reads pictures alone or with a .txt beside each, tars, Parquet shards, "
+        f"and tables with the columns file_name and caption, such as metadata.csv; seen: {look}{passed}); name a caption "
+        "file itself, with --image-column and --caption-column if its columns have unusual names"
     )
+
+
+def _candidates(look: Look, options: ReadOptions, with_tables: bool) -> list[Candidate]:
+    """The files that may be the dataset; `with_tables` also tables and texts, where nothing else is one."""
+    found = [_parquet(look, options)] if look.names.get("parquet") else []
+    found += [_document(path, look, options) for path in _near(look, "json")]
+    if with_tables and all(candidate.reason for candidate in found):
+        found += [_table(path, look, options) for path in (*_near(look, "table"), *_near(look, "text"))]
+    return found
+
+
+def _read_pictures(look: Look, failed: Sequence[Candidate], beside: bool, options: ReadOptions) -> Found:
+    """The pictures of a folder, with the captions that stand `beside` them, or without any.
+
+    DatasetError if one of the files that `failed` to be read as a table seems to hold their captions."""
+    asked = (options.image_column or options.caption_column) and not options.allow_uncaptioned
+    if not beside and not options.allow_uncaptioned:
+        for candidate in failed:
+            if speaks_of_captions(candidate.path):
+                cure = (
+                    "" if "--allow" in candidate.reason else "; --allow-uncaptioned takes the pictures without captions"
+                )
+                raise DatasetError(candidate.reason + cure)
+    if beside or asked:
+        return "sidecars", *read_sidecars(look, options)
+    return PICTURES, *read_pictures(look, options)
 
 
 def _near(look: Look, kind: str) -> list[Path]:

@@ -19,6 +19,10 @@ from .sidecars import SUFFIXES
 
 MAX_DEPTH = 64  # folders in each other
 MAX_LISTED = 10_000  # tables, JSON files and texts that are kept, each
+MAX_KINDS = 8  # of files that were not read, in a message
+COPIES = re.compile(  # folders of thumbnails and of deleted pictures: Synology, Windows, macOS, and all but the originals of Apple Photos
+    r"(^|/)(@eadir|#recycle|\$recycle\.bin|__macosx|[^/]+\.photoslibrary/(?!(originals|masters)$)[^/]+)$", re.IGNORECASE
+)
 OWN_FOLDERS = re.compile(r"features|runs|index|demo|sample-\d+")  # in a workspace
 SIDECARS = (*(f".{suffix}" for suffix in SUFFIXES), ".JSON", ".TXT")
 COMPRESSED_SUFFIXES = ("gz", "bz2", "xz", "zst", "tgz", "7z", "rar")
@@ -26,6 +30,9 @@ PICTURES = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
 SIGNATURES = re.compile(  # first bytes of the formats that qf reads
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM....\0\0\0\0|II\*\0|MM\0\*|RIFF....WEBP|....ftypavi[fs]|\0\0\0\x0cjP  |P[1-6]\s", re.DOTALL
 )  # fmt: skip
+
+SUFFIX = rb"\.(?:" + "|".join(sorted(IMAGE_SUFFIXES, reverse=True)).encode() + rb")"
+SAMPLE = 2**16  # bytes of a file, at either end
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +77,13 @@ class PassedOver:
             self._examples.setdefault((noun, detail), printable(name))
 
     def __str__(self) -> str:
-        return ", ".join(
+        kinds = self._counts.most_common()
+        listed = [
             f"{counted(count, noun)}{detail} ({self._examples[noun, detail]})"
-            for (noun, detail), count in self._counts.items()
-        )
+            for (noun, detail), count in kinds[:MAX_KINDS]
+        ]
+        rest = sum(count for _, count in kinds[MAX_KINDS:])
+        return ", ".join([*listed, *[f"{rest:,} more"] * bool(rest)])
 
 
 @dataclass
@@ -83,21 +93,21 @@ class Look:
     folder: Path
     pictures: int = 0
     a_picture: str = ""
-    captioned: int = 0  # pictures with a text or JSON beside
+    captioned: int = 0  # pictures with a text or JSON beside, which may hold captions
     names: dict[str, list[str]] = field(default_factory=dict)  # tar, parquet, arrow, table, json, text, zip, compressed
     counts: Counter[str] = field(default_factory=Counter)  # files by suffix
     links: dict[str, list[str]] = field(default_factory=dict)  # file: the pictures, by name, that are links to it
     passed: PassedOver = field(default_factory=PassedOver)
+    others: PassedOver = field(
+        default_factory=PassedOver
+    )  # files by suffix that are neither pictures nor texts beside one
 
     def of(self, kind: str) -> list[Path]:
         """The paths of the files of a kind, sorted."""
         return sorted(self.folder / name for name in self.names.get(kind, ()))
 
     def __str__(self) -> str:
-        seen = [
-            counted(count, f".{suffix} file" if suffix else "file without suffix")
-            for suffix, count in self.counts.most_common(6)
-        ]
+        seen = [counted(count, _with_suffix(suffix)) for suffix, count in self.counts.most_common(6)]
         return ", ".join(seen) or "no file"
 
 
@@ -124,12 +134,17 @@ def look_into(folder: Path, confine: bool) -> Look:
             continue
         elif kind in ("json", "text") and _is_sidecar(file):
             continue
-        elif kind is not None and len(names := look.names.setdefault(kind, [])) < (
-            MAX_LISTED if kind in ("table", "json", "text") else 10**9
-        ):
-            names.append(file.name)
+        else:
+            look.others.add(_with_suffix(file.suffix), file.name)
+            most = MAX_LISTED if kind in ("table", "json", "text") else 10**9
+            if kind is not None and len(names := look.names.setdefault(kind, [])) < most:
+                names.append(file.name)
         look.counts[file.suffix] += 1
     return look
+
+
+def _with_suffix(suffix: str) -> str:
+    return f".{suffix} file" if suffix else "file without suffix"
 
 
 def _is_sidecar(file: Listed) -> bool:
@@ -148,6 +163,25 @@ def is_picture(file: Listed) -> bool:
         except OSError:
             return False
     return False
+
+
+def speaks_of_captions(path: Path) -> bool:
+    """Whether a table, JSON or text seems to hold the captions of pictures: by the word, or by names of pictures.
+
+    A JSON that names a single picture does not, for Google Takeout writes one for each; nor does a text, unless several
+    of its lines begin with the name of a picture; nor a file that cannot be opened."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(SAMPLE)
+            file.seek(max(len(data), os.fstat(file.fileno()).st_size - SAMPLE))
+            data = (data + file.read(SAMPLE)).replace(b"\0", b"")  # UTF-16
+    except OSError:
+        return False
+    kind = KINDS.get(path.suffix[1:].lower())
+    if kind == "text":
+        return len(re.findall(rb"^[^\s,;|]+" + SUFFIX + rb"\W+\w", data, re.IGNORECASE | re.MULTILINE)) > 1
+    named = set(re.findall(rb"[^\s\"'/\\,;|]+" + SUFFIX + rb"\b", data, re.IGNORECASE))
+    return bool(re.search(rb"caption", data, re.IGNORECASE)) or len(named) > (kind == "json")
 
 
 def walk(top: Path, confine: bool, passed: PassedOver) -> Iterator[Listed]:
@@ -194,6 +228,8 @@ def walk(top: Path, confine: bool, passed: PassedOver) -> Iterator[Listed]:
                 passed.add("link", name, " to a folder that is read already")
             elif len(stack) >= MAX_DEPTH:
                 passed.add("folder", name, f" more than {MAX_DEPTH} deep")
+            elif COPIES.search(path):
+                passed.add("folder", name, " of thumbnails or deleted pictures")
             elif is_own(Path(path)) or _is_workspace(path):
                 passed.add("folder", name, " that qf wrote")
             else:

@@ -3,7 +3,7 @@
 CSV, TSV, JSON lines, Parquet   a column for the image, one for the caption; a row a caption or a list of captions
 JSON                            COCO captions, a Karpathy split, or an array of objects, which is a table
 Flickr8k / Flickr30k tokens     `NAME.jpg#0<TAB>caption`, with `Flickr_8k.trainImages.txt` and the like beside it
-folder of images                with `metadata.csv|jsonl|parquet`, or with a text or JSON beside each image
+folder of images                with `metadata.csv|jsonl|parquet`, or with a text or JSON beside each image, or no caption at all
 folder of Parquet shards        a Hugging Face dataset on disk
 WebDataset                      a tar, a folder of tars
 patterns                        `data/{00000..00031}.tar`, `captions_{train,val}2017.json`, `data/*.tar`: files of one kind
@@ -12,7 +12,7 @@ patterns                        `data/{00000..00031}.tar`, `captions_{train,val}
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -21,14 +21,16 @@ from ..errors import DatasetError
 from ..formatting import counted, printable
 from .catalogue import Catalogue
 from .files import EXPECTED, read_files
-from .layouts import cure, read_folder
-from .look import look_into
+from .layouts import PICTURES, read_folder
 from .names import look_again, names_in
 from .patterns import braces, matching
 from .records import Record, split_of
 from .sources import ImageFile, leads_out
 
-CURES = {
+NO_CAPTION = "no caption"
+EMPTY_COLUMN = "its caption column is empty; name another one with --caption-column"
+CURES = {  # what to do about a source whose images have no captions, by its kind
+    "sidecars": "qf reads the .txt or .json beside an image; --caption-column names a field of the JSON",
     "webdataset": "qf reads the .txt and .json of a sample; --caption-column names a field of the JSON",
     "karpathy": "qf reads its sentences",
     "coco": "qf reads the captions of its annotations",
@@ -38,11 +40,18 @@ CURES = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Records, and a description of what was found at the source."""
+    """Records, and a description of what was found at the source. `uncaptioned`: how many cannot be used because they have
+    no caption."""
 
     kind: str
     found: str
     records: Catalogue = field(repr=False)
+    uncaptioned: int = 0
+
+    @property
+    def cure(self) -> str:
+        """What would keep records that cannot be used, or nothing."""
+        return f"; {self.uncaptioned:,} have no caption: --allow-uncaptioned keeps them" if self.uncaptioned else ""
 
 
 def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> Dataset:
@@ -61,18 +70,21 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         kind, found, records = read_folder(source, options)
     else:
         kind, found, records = read_files(list(dict.fromkeys(chain.from_iterable(map(_files, sources)))), options)
-    watched = _Watched(records, options)
-    catalogue = Catalogue(watched, (lambda key: split_of(key, None, options)) if fractions else None)
+    watched = _Watched(records, options, options.allow_uncaptioned or kind == PICTURES)
+    draws = fractions and kind != PICTURES
+    catalogue = Catalogue(watched, (lambda key: split_of(key, None, options)) if draws else None)
     if not len(catalogue):
         raise DatasetError(f"{source} holds no records; a dataset needs at least one image with a caption")
+    dataset = Dataset(kind, "", catalogue, watched.uncaptioned)
     if not sum(catalogue.splits.values()):
-        help = f" ({_cure(kind, source, options)})" if catalogue.first_problem.endswith(": no caption") else ""
-        raise DatasetError(f"{source}: none of {len(catalogue):,} records can be used; {catalogue.first_problem}{help}")
+        problem = catalogue.first_problem
+        help = f" ({CURES.get(kind, EMPTY_COLUMN)})" if problem.endswith(f": {NO_CAPTION}") else ""
+        raise DatasetError(f"{source}: none of {len(catalogue):,} records can be used; {problem}{help}{dataset.cure}")
     if catalogue.drawn and sum(map(bool, catalogue.splits.values())) > 1:
         found += ", all of it train: other splits are drawn from it"
     if catalogue.left_out:
         found += "; left out: " + ", ".join(f"{count:,} {what}" for what, count in catalogue.left_out.items())
-    return Dataset(kind, found + str(watched), catalogue)
+    return replace(dataset, found=found + str(watched))
 
 
 def check_apart(sources: Sequence[Path], folder: Path) -> None:
@@ -85,18 +97,25 @@ def check_apart(sources: Sequence[Path], folder: Path) -> None:
 
 
 class _Watched:
-    """Records on their way; counts the images that lie outside their folder, and those found under another name."""
+    """Records on their way; counts the images that lie outside their folder, and those found under another name.
 
-    def __init__(self, records: Iterable[Record], options: ReadOptions) -> None:
-        self._records, self._confined = records, options.confine
-        self._out = self._renamed = 0
+    A record without a caption gets a problem, and is counted, unless such records are `allowed`."""
+
+    def __init__(self, records: Iterable[Record], options: ReadOptions, allowed: bool) -> None:
+        self._records, self._options, self._allowed = records, options, allowed
+        self.uncaptioned = self._kept = self._out = self._renamed = 0
         self._example = ""
 
     def __iter__(self) -> Iterator[Record]:
         for record in self._records:
+            if not (record.captions or record.problem):
+                self._kept += self._allowed
+                if not self._allowed:
+                    record = replace(record, problem=record.lacking or NO_CAPTION)
+                    self.uncaptioned += 1
             source = record.source
             if isinstance(source, ImageFile) and not record.problem:
-                self._out += not self._confined and leads_out(source)
+                self._out += not self._options.confine and leads_out(source)
                 if not record.image.endswith(source.name):
                     self._renamed += 1
                     self._example = self._example or f"{printable(source.name)} for {record.image}"
@@ -104,16 +123,11 @@ class _Watched:
 
     def __str__(self) -> str:
         out = f"; {counted(self._out, 'image')} outside the folder of the dataset" if self._out else ""
+        if self._kept and self._options.allow_uncaptioned:
+            out += f"; {counted(self._kept, 'image')} without a caption"
         if self._renamed:
             out += f"; {counted(self._renamed, 'image')} found under nearly the name that is given, such as {self._example}"
         return out
-
-
-def _cure(kind: str, source: Path, options: ReadOptions) -> str:
-    """What to do about a source whose images have no captions."""
-    if kind == "sidecars":
-        return cure(look_into(source, options.confine))
-    return CURES.get(kind, "its caption column is empty; name another one with --caption-column")
 
 
 def _named(source: Path) -> list[Path]:

@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset((
 @dataclass(frozen=True, slots=True)
 class Record:
     """One image with its captions. `problem` is the reason why it cannot be used, if the dataset itself already shows one.
+    `lacking` says why there is no caption, and what would take one, where more is known than that.
     `left_out` names, in the plural, each thing of the record that is not used although the record is."""
 
     key: str
@@ -33,6 +34,7 @@ class Record:
     split: str
     problem: str = ""
     left_out: tuple[str, ...] = ()
+    lacking: str = ""
 
 
 def split_of(key: str, named: str | None, options: ReadOptions) -> str:

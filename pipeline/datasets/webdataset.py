@@ -114,8 +114,6 @@ def _record(sample: Sample, path: Path, fd: int, prefix: str, split: str | None,
     _, image, picture = min(pictures, key=lambda some: some[0]) if pictures else (False, "", None)
     if picture is None:
         problems.append(NO_IMAGE)
-    elif not found.captions:
-        problems.append(found.lacking({f".{suffix}" for suffix, _ in sample.members}))
     source = FileSlice(str(path), picture.offset, picture.size) if picture and not problems else None
     left_out = ("hidden members",) * sample.hidden + ("further pictures of a sample",) * (len(pictures) - 1)
     return Record(
@@ -126,4 +124,5 @@ def _record(sample: Sample, path: Path, fd: int, prefix: str, split: str | None,
         split_of(key, found.split or split, options),
         "".join(problems[:1]),
         left_out,
+        "" if found.captions else found.lacking({f".{suffix}" for suffix, _ in sample.members}),
     )

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import read_manifest
+from ..artifacts import read_manifest, without
 from ..config import ComputeOptions, EncoderOptions, ExtractOptions, ReadOptions
 from ..datasets.read import Dataset, check_apart, read
 from ..device import resolve_device, resolve_precision
@@ -32,7 +32,8 @@ from .stream import EncodedPiece, Stream
 
 @dataclass(frozen=True)
 class Extracted(Result):
-    """Finished features. Rates are those of this call; `encoded` is 0 if nothing was left to do."""
+    """Finished features. Rates are those of this call; `encoded` is 0 if nothing was left to do. `searchable`: whether
+    `qf search` finds their pictures by the encoder itself."""
 
     records: int
     captions: int
@@ -46,14 +47,20 @@ class Extracted(Result):
     features: str
     splits: dict[str, int]
     encoded: int
+    searchable: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields but `searchable`."""
+        return without(super().to_json(), "searchable")
 
     def __str__(self) -> str:
         rate = f"{self.images_per_second:.0f} images/s" if self.encoded else "nothing new to encode"
-        return (
-            f"features  {self.records:,} images ({by_split(self.splits)}), {self.captions:,} captions, "
-            f"{self.rejected:,} rejected; {size(self.bytes)} in {counted(self.shards, 'shard')} at {self.features}  "
-            f"({duration(self.seconds)}, {rate})"
+        held = f"({by_split(self.splits)}), {self.captions:,} captions" if self.captions else "without captions"
+        line = (
+            f"features  {self.records:,} images {held}, {self.rejected:,} rejected; {size(self.bytes)} in "
+            f"{counted(self.shards, 'shard')} at {self.features}  ({duration(self.seconds)}, {rate})"
         )
+        return line if self.captions else f"{line}\nnext      {_next(self.searchable)}"
 
 
 def extract_source(
@@ -83,6 +90,8 @@ def extract_source(
     if precision == "auto":
         precision = recorded_precision(folder, options.overwrite) or precision
     frozen = load_encoder(encoder.encoder, device, resolve_precision(precision, device), encoder.layer)
+    if not sum(dataset.records.captions.values()):
+        say(f"there are no captions to train on; next: {_next(bool(frozen.identity['joint']))}")
     if options.dry_run:
         return estimate(dataset, frozen, options, folder)
     extracted = extract(dataset, name, frozen, folder, options, progress)
@@ -161,6 +170,13 @@ def extract(
     return _result(manifest, folder, time.perf_counter() - started, encoded, encoder_seconds, waited)
 
 
+def _next(searchable: bool) -> str:
+    """What to do with features that have no captions."""
+    if searchable:
+        return 'qf search "a dog on a beach"'
+    return "extract with a CLIP or SigLIP: this encoder has no joint space with text, so a search needs a trained run"
+
+
 def _check_problems(dataset: Dataset, options: ExtractOptions) -> None:
     """Fail early if the dataset itself marks too many records as unusable."""
     records = dataset.records
@@ -168,7 +184,7 @@ def _check_problems(dataset: Dataset, options: ExtractOptions) -> None:
     if problems > options.max_rejects * len(records):
         raise DatasetError(
             f"{problems} of {len(records)} records cannot be used, more than --max-rejects {options.max_rejects:g} allows; the "
-            f"first: {records.first_problem}"
+            f"first: {records.first_problem}{dataset.cure}"
         )
 
 
@@ -193,4 +209,5 @@ def _result(
         features=str(folder),
         splits=manifest["splits"],
         encoded=encoded,
+        searchable=bool(manifest["encoder"]["joint"]),
     )

@@ -120,10 +120,13 @@ class Ledger:
         for number, shard in enumerate(self.shards):
             if self.noted(number):
                 shard.with_suffix(".json").unlink()
-        first = rejects[0]
+        first, total = rejects[0], self.plan["source"]["records"]
+        cure = "" if len(rejects) == total else " (--max-rejects 1 leaves them out)"
+        if first.reason == "no such file":
+            cure = " (is --images right?)"
         return DatasetError(
-            f"{len(rejects)} of {self.plan['source']['records']} records were rejected, more than --max-rejects {allowed:g} "
-            f"allows; the first: {first.image or first.key}: {first.reason}; all are in {self.folder / REJECTS} (is --images right?)"
+            f"{len(rejects)} of {total} records were rejected, more than --max-rejects {allowed:g} allows; the first: "
+            f"{first.image or first.key}: {first.reason}; all are in {self.folder / REJECTS}{cure}"
         )
 
     def _gather_rejects(self) -> list[Reject]:

@@ -128,12 +128,14 @@ class Features:
         self._copy(self.shard_numbers(np.arange(len(self))), self._offsets["pooled"], pooled)
         return pooled
 
-    def rows(self, split: str | None = None) -> np.ndarray:
-        """The row numbers (n,) of a split, or all."""
-        if split is None:
-            return np.arange(len(self))
-        splits = self.table.column("split").to_numpy(zero_copy_only=False)
-        return np.flatnonzero(splits == split)
+    def rows(self, split: str | None = None, captioned: bool = False) -> np.ndarray:
+        """The row numbers (n,) of a split, or all; with `captioned` only those of images that have a caption."""
+        wanted = np.ones(len(self), bool)
+        if split is not None:
+            wanted &= self.table.column("split").to_numpy(zero_copy_only=False) == split
+        if captioned:
+            wanted &= pc.list_value_length(self.table.column("captions")).to_numpy() > 0
+        return np.flatnonzero(wanted)
 
     def rows_of_shard(self, number: int) -> range:
         """The row numbers of a shard."""

@@ -57,7 +57,7 @@ def test_every_scorer_agrees_with_a_plain_count(trained, run):
 
 def test_a_split_without_images_is_named(trained, run):
     with pytest.raises(
-        QfError, match=r"no images in the split test \(it has 12 train, 12 val\); choose another --split"
+        QfError, match=r"no captioned images in the split test \(it has 12 train, 12 val\); choose another --split"
     ):
         evaluate_retrieval(Features(trained / "features"), "test", [run], rerank_at=3)
 

@@ -122,11 +122,18 @@ class Batches:
         teacher: Teacher | None = None,
     ) -> None:
         """TrainingError if there are too few rows, or if the processes cannot share a batch evenly."""
+        if len(rows) < 2 and not features.manifest["captions"]:
+            search = "`qf search` works" if features.encoder["joint"] else "with a CLIP or SigLIP `qf search` works"
+            raise TrainingError(
+                f"{features.folder} holds no captions: {search} without training; training needs at least 2 images with "
+                "captions: extract a dataset that has some, with --overwrite"
+            )
         if len(rows) < 2:
             splits = ", ".join(f"{count:,} {split}" for split, count in features.manifest["splits"].items())
             raise TrainingError(
-                f"{features.folder} has too few training images ({splits}); contrastive training needs at least 2: extract "
-                "some for the split train, or draw the splits again with `qf extract --redraw-splits --overwrite`"
+                f"{features.folder} has too few training images ({splits}; {len(rows)} of train with captions); contrastive "
+                "training needs at least 2: extract some for the split train, or draw the splits again with `qf extract "
+                "--redraw-splits --overwrite`"
             )
         self.batch_size = min(batch_size, len(rows) // world_size * world_size)
         if self.batch_size % world_size or not self.batch_size:

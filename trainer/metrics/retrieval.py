@@ -15,7 +15,7 @@ KS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """The images of a split with all their captions, which R@K is measured on."""
+    """The captioned images of a split with all their captions, which R@K is measured on."""
 
     rows: np.ndarray  # (N,) rows of the features
     texts: list[str]  # M captions
@@ -23,8 +23,8 @@ class RetrievalSet:
 
     @classmethod
     def of(cls, features: Features, split: str, limit: int | None = None) -> "RetrievalSet":
-        """All captions of the first `limit` images of a split."""
-        rows = features.rows(split)[:limit]
+        """All captions of the first `limit` captioned images of a split."""
+        rows = features.rows(split, captioned=True)[:limit]
         texts = [caption for row in rows for caption in features.captions[row]]
         image_rows = [n for n, row in enumerate(rows) for _ in features.captions[row]]
         return cls(rows, texts, torch.tensor(image_rows, dtype=torch.long))

@@ -139,7 +139,7 @@ def train(
                 model = model.to(device)  # before the cached features take what is free there
                 cache = None
                 if cache_on_device:
-                    cache = cached(features, features.rows("train"), device, processes.count, say)
+                    cache = cached(features, features.rows("train", captioned=True), device, processes.count, say)
                 batches = make_batches(features, config, tokens, device, processes, cache, teacher)
                 embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
                 stage = Stage1(features, config, embedder, batches, processes)
@@ -178,9 +178,9 @@ def _check(features: Features, config: Stage1Config, processes: Processes) -> No
         )
     if not math.isfinite(config.epochs):
         raise TrainingError(f"--epochs {config.epochs}: give a number")
-    if config.patience and not len(features.rows("val")):
+    if config.patience and not len(features.rows("val", captioned=True)):
         raise TrainingError(
-            f"--patience {config.patience}: {features.folder} has no images in the split val to judge by"
+            f"--patience {config.patience}: {features.folder} has no images with captions in the split val to judge by"
         )
 
 
@@ -199,7 +199,7 @@ def _teacher(
     progress: OnStatus,
 ) -> SpaceTeacher | None:
     """The teacher of all processes. Rank 0 embeds the captions, the others wait for it."""
-    rows = features.rows("train")
+    rows = features.rows("train", captioned=True)
     teacher = find_teacher(config.teach, features, rows, device, say, progress) if processes.first else None
     processes.agree(True, device)
     return teacher if processes.first else find_teacher(config.teach, features, rows, device, say, progress)
@@ -209,7 +209,7 @@ def make_model(features: Features, config: Stage1Config, teacher: SpaceTeacher |
     """The model that training starts with, and its tokenizer. It draws random numbers of PyTorch.
 
     The shared space is as wide as the teacher's. TrainingError if that of `config.init` is not; others as of `find_start`."""
-    captions = [caption for row in features.rows("train") for caption in features.captions[row]]
+    captions = [caption for row in features.rows("train", captioned=True) for caption in features.captions[row]]
     embed_dim = QFormerConfig.embed_dim if teacher is None else teacher.width
     start = find_start(config, features, captions, embed_dim)
     if teacher is not None and start.model.embed_dim != embed_dim:
@@ -232,7 +232,7 @@ def make_batches(
     """The training batches of this process, from `cache` if there is one. TrainingError if there are too few images."""
     return Batches(
         features,
-        features.rows("train"),
+        features.rows("train", captioned=True),
         tokens,
         batch_size=config.contrastive_batch or config.batch_size,
         captions_per_image=config.captions_per_image,

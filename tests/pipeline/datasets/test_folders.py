@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from qf.pipeline.config import ReadOptions
 from qf.pipeline.datasets.read import read
 from qf.pipeline.datasets.sources import load
@@ -120,12 +122,103 @@ def test_names_that_are_not_utf8(tmp_path):
     assert (first.problem, second.key, second.problem) == ("", r"\xe9.jpg", "its name is not UTF-8")
 
 
-def test_folders_that_hold_no_captions(tmp_path):
-    with pytest.raises(DatasetError, match="holds no captions"):
+def test_a_folder_of_pictures_without_captions_is_a_dataset(tmp_path):
+    with pytest.raises(DatasetError, match="holds no pictures and no captions"):
         read(tmp_path)
-    write_files(tmp_path, {"a.jpg": "", "b.jpg": ""})
-    with pytest.raises(DatasetError, match="none of 2 records can be used; a.jpg: no caption"):
+    write_files(
+        tmp_path, {"b.jpg": "B", "2024/Rome/a.PNG": "A", "2024/c": "\xff", "train/d.webp": "", "test/e.gif": ""}
+    )
+    (tmp_path / "again.jpg").symlink_to("b.jpg")
+    dataset = read(tmp_path, ReadOptions(val_fraction=0.5))
+    assert dataset.kind == "pictures"
+    assert dataset.found == (
+        "4 pictures without captions; 1 links name a picture again; not read: 1 file without suffix (2024/c)"
+    )
+    assert [(r.key, r.split, r.captions, r.problem) for r in dataset.records] == [
+        ("2024/Rome/a.PNG", "train", (), ""),
+        ("b.jpg", "train", (), ""),
+        ("test/e.gif", "test", (), ""),
+        ("train/d.webp", "train", (), ""),
+    ]
+    assert load(dataset.records[1].source) == tmp_path / "b.jpg"
+
+
+def test_splits_of_pictures_without_captions_are_drawn_only_on_request(tmp_path):
+    write_files(tmp_path, {f"{n}.jpg": "" for n in range(40)})
+    assert read(tmp_path, ReadOptions(val_fraction=0.5)).records.splits == {"train": 40, "val": 0, "test": 0}
+    assert 5 < read(tmp_path, ReadOptions(val_fraction=0.5, redraw_splits=True)).records.splits["val"] < 35
+
+
+TAKEOUT = json.dumps({"title": "a.jpg", "description": "", "url": "https://x/y", "people": [{"name": "Ann"}]})
+BESIDE_PHOTOGRAPHS = {
+    ".DS_Store": "x", "Thumbs.db": "x", "desktop.ini": "[.ShellClassInfo]", "README.txt": "My pictures, with captions.\n",
+    "a.jpg.json": TAKEOUT, "a.jpg.supplemental-metadata.json": TAKEOUT, "metadata.json": '{"title": "Rome"}',
+    "a.MOV": "x", "b.mov": "x", "a.AAE": "<plist/>", "raw/a.CR2": b"II*\0", "raw/a.xmp": "<x/>", "list.txt": "see a.jpg",
+    "expenses.csv": "date,amount\n2024-01-01,3\n", "notes.tsv": b"\xff\xfe1", "backup.zip": b"PK\3\4", "index.html": "a.jpg",
+    ".thumbnails/a.jpg": "", ".hidden.jpg": "", "@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg": "", "$RECYCLE.BIN/b.jpg": "",
+    "Library.photoslibrary/resources/derivatives/a.jpg": "", "site.json": '{"icons": ["one.png"]}', "b.txt": "",
+}  # fmt: skip
+
+
+@given(st.sets(st.sampled_from(sorted(BESIDE_PHOTOGRAPHS))))
+def test_other_files_beside_photographs_do_not_hinder(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp("photographs")
+    write_files(folder, {"a.jpg": "", "album/b.jpg": "", "b.jpg": "", **{n: BESIDE_PHOTOGRAPHS[n] for n in names}})
+    dataset = read(folder)
+    assert (dataset.kind, [r.key for r in dataset.records]) == ("pictures", ["a.jpg", "album/b.jpg", "b.jpg"])
+    assert dataset.found.startswith("3 pictures without captions")
+    for name, kind in (("a.MOV", ".mov file"), ("raw/a.CR2", ".cr2 file"), ("expenses.csv", ".csv file")):
+        assert (kind in dataset.found) == (name in names or (kind == ".mov file" and "b.mov" in names))
+
+
+def test_the_originals_of_an_apple_photos_library_are_read(tmp_path):
+    write_files(tmp_path / "P.photoslibrary", {"originals/0/A.jpg": "", "resources/derivatives/A_1.jpg": ""})
+    for top, key in (
+        (tmp_path, "P.photoslibrary/originals/0/A.jpg"),
+        (tmp_path / "P.photoslibrary", "originals/0/A.jpg"),
+    ):
+        assert [r.key for r in read(top).records] == [key]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("labels.csv", "image,label\na.jpg,1\n"),
+        ("captions.csv", b"image,caption\na.jpg,caf\xe9\n"),
+        ("texts.json", '[{"photo": "a.jpg", "words": "x"}, {"photo": "b.jpg", "words": "y"}]'),
+        ("notes.json", '{"captions": {"a": 3}}'),
+        ("captions.txt", "a.jpg a dog\nb.jpg a cat\n"),
+        ("elsewhere.csv", "image,text\nc.jpg,x\nd.jpg,y\n"),
+    ],
+)
+def test_a_file_that_seems_to_hold_the_captions_is_an_error_unless_they_are_not_wanted(tmp_path, name, data):
+    write_files(tmp_path, {"a.jpg": "", "b.jpg": "", name: data})
+    with pytest.raises(DatasetError, match=rf"{name}.*--allow-uncaptioned"):
         read(tmp_path)
+    dataset = read(tmp_path, ReadOptions(allow_uncaptioned=True))
+    assert (dataset.kind, len(dataset.records)) == ("pictures", 2)
+    assert f"({name})" in dataset.found
+
+
+def test_a_field_of_the_json_beside_each_picture_is_a_caption_only_when_it_is_named(tmp_path):
+    write_files(tmp_path, {f"{n}.{end}": '{"alt": "a dog"}' for n in range(3) for end in ("jpg", "json")})
+    dataset = read(tmp_path)
+    assert dataset.kind == "pictures"
+    assert "--caption-column NAME takes a field of a JSON" in dataset.found
+    assert [r.captions for r in read(tmp_path, ReadOptions(caption_column="alt")).records] == [("a dog",)] * 3
+    with pytest.raises(
+        DatasetError, match=r"its JSON has the fields alt; .*3 have no caption: --allow-uncaptioned keeps"
+    ):
+        read(tmp_path, ReadOptions(caption_column="words"))
+
+
+def test_texts_beside_pictures_that_cannot_be_read_are_no_lack_of_captions(tmp_path):
+    write_files(tmp_path, {"a.jpg": "", "b.jpg": "", "b.txt": b"caf\xe9"})
+    with pytest.raises(
+        DatasetError, match="none of 2 records can be used; a.jpg: no caption .*1 have no caption: --allow"
+    ):
+        read(tmp_path)
+    assert [bool(r.problem) for r in read(tmp_path, ReadOptions(allow_uncaptioned=True)).records] == [False, True]
 
 
 def test_a_lone_train_folder_is_split_by_hash(tmp_path):

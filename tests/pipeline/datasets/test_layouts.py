@@ -178,20 +178,20 @@ def test_several_tables_that_could_each_be_the_dataset_are_named(tmp_path):
     assert len(read(tmp_path).records) == 3
 
 
-def test_a_folder_without_captions_says_what_was_seen(tmp_path):
-    write_files(tmp_path, {**PICTURES, "notes.md": ""})
+def test_a_folder_without_pictures_and_captions_says_what_was_seen(tmp_path):
+    write_files(tmp_path, {"a.mov": "", "b.mov": "", "notes.md": ""})
     with pytest.raises(
-        DatasetError, match=r"no caption \(qf needs one: .*seen: 3 \.jpg files, 1 \.md file; name a caption"
+        DatasetError, match=r"holds no pictures and no captions \(.*seen: 2 \.mov files, 1 \.md file\); name a caption"
     ):
         read(tmp_path)
-    write_files(tmp_path, {"labels.csv": "image,label\na.jpg,1\n"})
+    write_files(tmp_path, {**PICTURES, "labels.csv": "image,label\na.jpg,1\n"})
     with pytest.raises(DatasetError, match=r"labels\.csv has no caption column .*--caption-column"):
         read(tmp_path)
 
 
 def test_a_folder_of_other_json_says_what_is_needed(tmp_path):
     write_files(tmp_path, {"package.json": JUNK["package.json"], "x/config.json": "{}"})
-    with pytest.raises(DatasetError, match=r"holds no captions \(qf needs one: .*seen: 2 \.json files"):
+    with pytest.raises(DatasetError, match=r"holds no pictures and no captions \(.*seen: 2 \.json files"):
         read(tmp_path)
     write_files(tmp_path, {f"annotations/instances_{split}.json": json.dumps(BOXES) for split in ("train", "val")})
     with pytest.raises(DatasetError, match=r"name COCO's captions_"):
@@ -223,7 +223,7 @@ def test_a_folder_that_qf_wrote_is_no_source(tmp_path):
     for source in ("qf-out/features", "qf-out/features/shard-00000.tar", "qf-out/runs/stage2"):
         with pytest.raises(DatasetError, match="was written by qf; give the dataset"):
             read(tmp_path / source)
-    with pytest.raises(DatasetError, match="holds no captions"):
+    with pytest.raises(DatasetError, match="holds no pictures and no captions"):
         read(write_files(tmp_path, {"qf-out/note.txt": ""}) / "qf-out" / "runs")
 
 

@@ -146,7 +146,9 @@ def test_what_is_wrong_is_said(tmp_path, rows, message):
 def test_wrong_sources(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         read(tmp_path / "nothing.csv")
-    with pytest.raises(DatasetError, match=r"holds no captions \(qf needs one: .*such as metadata.csv; seen: no file"):
+    with pytest.raises(
+        DatasetError, match=r"holds no pictures and no captions \(.*such as metadata.csv; seen: no file"
+    ):
         read(tmp_path)
     (tmp_path / "a.docx").write_bytes(b"x")
     with pytest.raises(DatasetError, match="none of the datasets"):

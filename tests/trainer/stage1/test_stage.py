@@ -300,8 +300,8 @@ def test_the_count_of_patience_survives_an_interrupt(features, still, tmp_path):
 
 def test_patience_needs_validation_images(features, tmp_path, monkeypatch):
     rows = features.rows
-    monkeypatch.setattr(features, "rows", lambda split=None: rows("test" if split == "val" else split))
-    with pytest.raises(TrainingError, match="--patience 1: .* has no images in the split val"):
+    monkeypatch.setattr(features, "rows", lambda split=None, **how: rows("test" if split == "val" else split, **how))
+    with pytest.raises(TrainingError, match="--patience 1: .* has no images with captions in the split val"):
         train(features, tmp_path / "run", replace(SMALL, patience=1), CPU)
     assert not (tmp_path / "run").exists()
 
