@@ -86,6 +86,14 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
             return Scene(seed, split, index, background, rng.randrange(VARIANTS), things)
 
 
+def scene_named(seed: int, name: str) -> Scene:
+    """The scene whose `Scene.name` this is. ValueError if it is no such name."""
+    split, _, index = name.partition("-")
+    if split not in ("train", "val", "test") or not index.isdecimal():
+        raise ValueError(f"{name!r} is not the name of a scene; a name is such as 'train-00042'")
+    return make_scene(seed, split, int(index))
+
+
 def split_of(background: str, things: tuple[Thing, ...]) -> str:
     """The one split in which this combination of things and background may appear."""
     content = f"{background} {sorted(thing.kind for thing in things)}"

@@ -11,13 +11,17 @@ from pathlib import Path
 
 from .scene_drawing import render
 from .scene_language import Meaning, Part, captions, captions_with_meaning, fits, questions, unique_share
-from .scene_model import Scene, Thing, holds, make_scene
+from .scene_model import Scene, Thing, holds, make_scene, scene_named
+from .scene_queries import QUERIES, Query, answerable
 
 __all__ = [
+    "QUERIES",
     "Meaning",
     "Part",
+    "Query",
     "Scene",
     "Thing",
+    "answerable",
     "captions",
     "captions_with_meaning",
     "fits",
@@ -25,6 +29,7 @@ __all__ = [
     "make_scene",
     "questions",
     "render",
+    "scene_named",
     "unique_share",
     "write_sample",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..pipeline.errors import UsageError
 from ..pipeline.options import Panel, option
 
+DEMO_EPOCHS, DEMO_MINUTES = 8.0, 5  # what the demo trains, on a machine that ends within so many minutes
 QUERY, OUTPUT = Panel(1, "What is searched"), Panel(2, "What is drawn")
 
 
@@ -75,7 +76,13 @@ class DemoOptions:
     workspace: Path | None = option(
         None, "Folder for all of it; demo in the usual workspace unless given.", flags=("--workspace", "-w")
     )
-    epochs: float = option(8.0, "Passes over the sample's training scenes.", min=0, max=1e6)
+    epochs: float | None = option(
+        None,
+        f"Passes over the sample's training scenes; unless given {DEMO_EPOCHS:g}, or as many fewer as let this machine end within "
+        f"{DEMO_MINUTES} minutes by a short measurement.",
+        min=0,
+        max=1e6,
+    )
     scenes: int = option(
         4000,
         "Training scenes; a 16th more, 250 at most, for validation, and an 8th more, 500 at most, for testing.",

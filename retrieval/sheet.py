@@ -2,7 +2,7 @@
 
 import io
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -11,36 +11,44 @@ from ..pipeline.files import atomic_file
 from ..pipeline.formatting import plain
 from .searcher import Hit
 
-TILE, GAP, HEAD, FOOT = 160, 12, 30, 64
+TILE, GAP, HEAD, FOOT, AFTER = 160, 14, 36, 66, 10  # pixels; AFTER is what parts a search from the next
 COLUMNS, CAPTION = 6, 3  # tiles in a row, lines of a caption
-PAPER, INK, FAINT, WANTED = (255, 255, 255), (25, 25, 25), (110, 110, 110), (38, 140, 70)
+LARGE, SMALL = 21, 13  # pixels of a letter
+FRAME = 5  # pixels
+PAPER, INK, FAINT, EDGE, WANTED = (255, 255, 255), (25, 25, 25), (110, 110, 110), (215, 215, 215), (38, 140, 70)
 
 
 def contact_sheet(
-    searches: Sequence[tuple[str, Sequence[Hit]]], path: Path, wanted: Sequence[str] | None = None
+    searches: Sequence[tuple[str, Sequence[Hit]]], path: Path, wanted: Sequence[Collection[str]] | None = None
 ) -> None:
     """Draw each search: its query, and its hits in rows.
 
-    `wanted` holds the key that each search should find. The tile of that key gets a frame."""
+    `wanted` holds the keys that each search should find. Their tiles get a frame, and the query a count: "4 of 6"."""
     columns = min(COLUMNS, max((len(hits) for _, hits in searches), default=1))
-    large, small = ImageFont.load_default(16), ImageFont.load_default(11)
+    large, small = ImageFont.load_default(LARGE), ImageFont.load_default(SMALL)
     rows = [-(-len(hits) // columns) for _, hits in searches]
     width = max(480, columns * (TILE + GAP) + GAP)
-    sheet = Image.new("RGB", (width, len(searches) * (HEAD + GAP) + sum(rows) * (TILE + FOOT + GAP) + GAP), PAPER)
+    height = len(searches) * (HEAD + AFTER) + sum(rows) * (TILE + FOOT + GAP) + GAP
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = GAP
     for number, (query, hits) in enumerate(searches):
-        draw.text((GAP, top), _lines(query, width - 2 * GAP, 1, large), INK, large)
+        framed = [wanted is not None and hit.key in wanted[number] for hit in hits]
+        count = "" if wanted is None else f"{sum(framed)} of {len(hits)}"
+        taken = large.getlength(count)
+        draw.text((width - GAP - taken, top), count, WANTED, large)
+        draw.text((GAP, top), _lines(query, width - 3 * GAP - round(taken), 1, large), INK, large)
         for place, hit in enumerate(hits):
             x = GAP + place % columns * (TILE + GAP)
             y = top + HEAD + place // columns * (TILE + FOOT + GAP)
             _paste(sheet, hit.thumbnail, x, y)
-            if wanted is not None and hit.key == wanted[number]:
-                draw.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=WANTED, width=4)
-            draw.text((x, y + TILE + 4), f"{hit.rank}.  {hit.score:.3f}", FAINT, small)
+            colour, thick = (WANTED, FRAME) if framed[place] else (EDGE, 1)
+            edges = (x - thick, y - thick, x + TILE + thick - 1, y + TILE + thick - 1)
+            draw.rectangle(edges, outline=colour, width=thick)
+            draw.text((x, y + TILE + 6), f"{hit.rank}.  {hit.score:.3f}", FAINT, small)
             caption = _lines(hit.captions[0] if hit.captions else "", TILE, CAPTION, small)
-            draw.multiline_text((x, y + TILE + 19), caption, INK, small, spacing=2)
-        top += HEAD + rows[number] * (TILE + FOOT + GAP) + GAP
+            draw.multiline_text((x, y + TILE + 22), caption, INK, small, spacing=2)
+        top += HEAD + rows[number] * (TILE + FOOT + GAP) + AFTER
     with atomic_file(path) as file:
         sheet.save(file, "PNG")
 

@@ -47,11 +47,16 @@ def test_extract_train_search(tmp_path):
 def test_demo_takes_the_whole_journey(tmp_path):
     """A short one: the figures are the demo's own affair, that every part is there is ours."""
     summary = json.loads(qf(tmp_path, "demo", "--json", "--epochs", 0.1, "--scenes", 120))
-    assert list(summary) == ["extract", "train", "index", "eval", "search", "sheet"]
+    assert list(summary) == ["extract", "train", "index", "eval", "search", "sheet", "cut"]
+    assert summary["cut"] is None
     assert summary["extract"]["rejected"] == 0
     assert summary["eval"]["split"] == "test"
     assert {"clip", "itc", "itc+itm@16"} <= set(summary["eval"])
     assert summary["eval"]["clip"]["text_to_image_R@1"] > 50  # of 15 scenes
+    assert len({search["query"] for search in summary["search"]}) == 6
+    for search in summary["search"]:
+        assert search["fitting"] == sum(hit["fits"] for hit in search["hits"]) <= search["possible"] <= 6
+        assert search["possible"] > 0
     with Image.open(tmp_path / summary["sheet"]) as sheet:
         assert sheet.height > 1000
 

@@ -10,12 +10,33 @@ from qf.retrieval.sheet import contact_sheet
 from conftest import COLOURS  # isort: skip
 
 
-def test_a_contact_sheet_shows_every_hit_and_frames_the_wanted_one(trained, tmp_path):
+GREEN = (38, 140, 70)
+
+
+def drawn(searches, path, *wanted):
+    contact_sheet(searches, path, *wanted)
+    with Image.open(path) as sheet:
+        return np.asarray(sheet.convert("RGB"))
+
+
+def green(pixels):
+    return int((pixels == GREEN).all(-1).sum())
+
+
+def test_a_contact_sheet_shows_every_hit_and_frames_the_wanted_ones(trained, tmp_path):
     searcher = open_searcher(Workspace(trained), ComputeOptions("cpu", "float32"))
     searches = [(query, searcher.text(query, 4)) for query in ("a red bar", "a very long query " * 9_000)]
-    contact_sheet(searches, tmp_path / "sheet.png", [searches[0][1][0].key, "none"])
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
-        assert sheet.width > 4 * 160
-    assert (pixels == (38, 140, 70)).all(1).sum() > 1000  # the frame of the wanted hit
-    assert (np.abs(pixels.astype(int) - COLOURS["red"]).sum(1) < 30).any()
+    plain = drawn(searches, tmp_path / "plain.png")
+    assert plain.shape[1] > 4 * 160
+    assert green(plain) == 0
+    assert (np.abs(plain.astype(int) - COLOURS["red"]).sum(-1) < 30).any()
+
+    keys = [hit.key for hit in searches[0][1]]
+    none = drawn(searches, tmp_path / "none.png", [{"elsewhere"}, set()])
+    one = drawn(searches, tmp_path / "one.png", [{keys[0]}, set()])
+    three = drawn(searches, tmp_path / "three.png", [set(keys[:3]), set()])
+    assert 0 < green(none) < 1000  # "0 of 4"
+    assert green(one) - green(none) > 2000
+    assert green(three) - green(none) > 6000
+    half = len(three) // 2
+    assert green(three[half:]) == green(none[half:])  # the other search has no frame
