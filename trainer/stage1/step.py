@@ -126,7 +126,7 @@ class Stage1Step(nn.Module):
         if "loss_itc" in plan.losses:
             total = total + (image.features * whole.images[micro.images]).sum()
             total = total + (texts * whole.texts[micro.texts]).sum() + self.model.temp * whole.temp * equal
-            shares |= {name: loss * equal for name, loss in whole.losses.items()}
+            shares = {name: loss * equal for name, loss in whole.losses.items()} | shares
         return total * processes.count, {name: share.detach() for name, share in shares.items()}
 
     def _matching(self, batch: Batch, micro: MicroBatch, image: ImageEncoding, whole: BatchGradients) -> Tensor:
