@@ -22,7 +22,7 @@ from .encode.qformer import check_features, open_run
 from .encode.query_encoder import QueryEncoder
 from .index.store import Index, check_origin, make_index, open_index, origin_folder
 from .index.vectors import flat
-from .search import Ranking, best_distinct, nearest_images, reorder
+from .search import Part, Ranking, best_distinct, nearest_images, reorder
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Searcher:
         if not query.strip():
             raise QfError('the query is empty; say what to look for: qf search "a dog on a beach"')
         count = max(k, rerank) if rerank else k
-        ranking = best_distinct(self.index.images, self.encoder.query(query), count, self.index.per_image)
+        ranking = best_distinct([Part(self.index.images, self.encoder.query(query), self.index.per_image)], count)
         if not rerank:
             return self._hits(ranking, k)
         pairs = np.stack([np.arange(len(ranking.items)), np.zeros(len(ranking.items), np.int64)], 1)
@@ -88,7 +88,7 @@ class Searcher:
 
     def captions(self, file: Path, k: int) -> list[Hit]:
         """The k captions that fit the picture in `file` best, each as a hit of its image with that caption alone."""
-        ranking = best_distinct(self._caption_vectors, self.encoder.picture(file), k, 1)
+        ranking = best_distinct([Part(self._caption_vectors, self.encoder.picture(file), 1)], k)
         hits = self._hits(Ranking(self.index.text_rows[ranking.items], ranking.scores), k)
         texts = [self.index.captions[item] for item in ranking.items]
         return [replace(hit, captions=[text]) for hit, text in zip(hits, texts, strict=True)]
