@@ -72,7 +72,7 @@ def best_distinct(parts: Sequence[Part], k: int) -> Ranking:
     while True:
         found, bounds = zip(*(part.nearest(depth) for part in parts), strict=True)
         items = np.unique(np.concatenate(found))
-        scores = np.sum([part.scores(items) for part in parts], axis=0, dtype=np.float32)
+        scores = np.stack([part.scores(items) for part in parts]).sum(0)
         if sum(bounds) < np.partition(scores, -k)[-k] - same:
             break
         depth *= 2
