@@ -3,9 +3,14 @@
 Letters: n queries, C candidates. A matrix (n, C) holds a score of each pair, `relevant` (n, C) whether the pair belongs together.
 
 Each fit tries a few weights, the single scorers among them, and takes the best by R@1; R@5 + R@10 break ties. So no mix is below
-the best single scorer on the queries that it was fitted on. Two things keep it from learning the noise of few queries: it chooses
-one number on a coarse grid, and among weights that are equally good it takes the middle of the longest range, which is farthest
-from where the result changes. The fewer the queries, the more weights are equally good and the more the range decides."""
+the best single scorer on the queries that it was fitted on. Three things keep it from learning the noise of few queries:
+
+- It chooses one number, on a coarse grid.
+- Among weights that are equally good it takes the middle of the longest range, farthest from where the result changes. The
+  fewer the queries, the more weights are equally good and the more the range decides.
+- The grid begins with the scorer that has learnt least: the encoder alone, or no matching. If that is as good as any mix, and
+  the other end is not, it is taken: nothing shows that the other scorer helps, and among more candidates than there are in
+  validation it may harm."""
 
 from collections.abc import Mapping, Sequence
 
@@ -36,7 +41,7 @@ def fit_first(scores: Mapping[str, Tensor], relevant: Tensor) -> Weights:
     """The weights of clip and itc, which sum to one, without matching. Without clip, itc counts alone.
 
     Cosines of the encoder lie closer together than those of a run. So the grid steps through the share of each in the spread of
-    the sum: at the middle both matter alike. It begins with the encoder alone, which has learnt nothing from these images."""
+    the sum: at the middle both matter alike. It begins with the encoder alone."""
     if "clip" not in scores:
         return Weights(0.0, 1.0, 0.0)
     grid = []
@@ -64,10 +69,15 @@ def quality(scores: Tensor, relevant: Tensor) -> Quality:
 
 
 def flattest_best(qualities: Sequence[Quality]) -> int:
-    """The middle of the longest range of the best qualities: the earlier of two middles, the earlier of two ranges."""
-    best, longest, start = max(qualities), range(0), 0
-    for n in range(len(qualities) + 1):
-        if n == len(qualities) or qualities[n] != best:
+    """The middle of the longest range of the best qualities: the earlier of two middles, the earlier of two ranges.
+
+    The first, if it is among the best and the last is not."""
+    best = max(qualities)
+    if qualities[0] == best != qualities[-1]:
+        return 0
+    longest, start = range(0), 0
+    for n, found in enumerate([*qualities, None]):
+        if found != best:
             longest = max(longest, range(start, n), key=len)
             start = n + 1
     return longest[(len(longest) - 1) // 2]

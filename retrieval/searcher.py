@@ -81,6 +81,13 @@ class Searcher:
             self.encoders["clip"] = JointSpace(features.encoder, device)
         if run is not None:
             self.encoders["itc"] = run
+        self._warned: set[str] = set()
+
+    def _warn(self, text: str) -> None:
+        """Log a warning, the first time."""
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning("%s", text)
 
     def search(self, query: str | None, options: SearchOptions) -> list[Hit]:
         """The hits for a text, or for the picture `options.image`. UsageError if the options do not go together."""
@@ -104,7 +111,7 @@ class Searcher:
         except EncoderError as error:
             if scorer != "mix" or self.run is None:
                 raise
-            log.warning("searching by the run alone: %s", error)
+            self._warn(f"searching by the run alone: {error}")
             weights = RUN_ALONE.text_to_image
             queries = {"itc": self.run.query(query)}
         spaces = self.index.spaces
@@ -164,7 +171,7 @@ class Searcher:
         if name == "itc":
             self._check_space("itc")
             if mix and (line := below_encoder(mix.rows)):
-                log.warning("on validation images %s", line)
+                self._warn(f"on validation images {line}")
             return RUN_ALONE
         if name == "encoder" or self.run is None:
             self._check_space("clip")
@@ -173,7 +180,7 @@ class Searcher:
             return mix.scorer
         own = "clip" in self.index.spaces
         if problem:
-            log.warning("searching by the %s alone: %s", "encoder" if own else "run", problem)
+            self._warn(f"searching by the {'encoder' if own else 'run'} alone: {problem}")
         return ENCODER if own else RUN_ALONE
 
     def _check_space(self, name: str) -> None:
@@ -205,9 +212,9 @@ class Searcher:
         """Warn if validation images say that re-ranking does not help."""
         mix, _ = self._mix
         if scorer == "itc" and mix and (line := harmed_by_matching(mix.rows, TEXT_TO_IMAGE)):
-            log.warning("on validation images %s", line)
+            self._warn(f"on validation images {line}")
         if not weights.itm:
-            log.warning(
+            self._warn(
                 "matching did not help on validation images: its fitted weight is 0, and --rerank changes nothing"
             )
 
