@@ -66,7 +66,7 @@ def below_encoder(rows: dict[str, Row]) -> str | None:
         return None
     return (
         f"the run alone ranks below the encoder itself (R@1 {row_at_1(rows['itc'])} against {row_at_1(rows['clip'])}): "
-        "search mixes the encoder in; more training images, more --epochs, --teach or --init help the run"
+        "search counts the run only as far as it helps; more training images, more --epochs, --teach or --init help it"
     )
 
 

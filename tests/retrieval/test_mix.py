@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qf.retrieval.mix import candidates, fit_first, fit_matching, flattest_best, mixed, quality
+from qf.retrieval.mix import beyond_noise, candidates, choose, fit_first, fit_matching, middle, mixed
 from qf.retrieval.mix_file import Weights
 from qf.trainer.metrics.retrieval import ranks
 from qf.trainer.stage1.embedder import rerank
@@ -31,8 +31,8 @@ def test_the_mix_is_never_below_the_best_single_scorer(made):
     clip, itc, _, relevant = made
     weights = fit_first({"clip": clip, "itc": itc}, relevant)
     assert weights.clip + weights.itc == pytest.approx(1)
-    found = quality(mixed({"clip": clip, "itc": itc}, weights), relevant)
-    assert found >= max(quality(clip, relevant), quality(itc, relevant))
+    found = at_1(mixed({"clip": clip, "itc": itc}, weights), relevant)
+    assert found >= max(at_1(clip, relevant), at_1(itc, relevant))
 
 
 @settings(max_examples=150)
@@ -59,44 +59,61 @@ def test_without_the_encoder_the_run_counts_alone():
 def test_each_score_counts_by_its_spread():
     """Two scorers that are unsure of different queries; one has a hundredth of the other's spread."""
     sure, unsure = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    clip = torch.cat([sure, unsure, sure, unsure]) / 100
-    itc = torch.cat([unsure, sure, unsure, sure])
-    relevant = torch.tensor([[True, False]]).expand(4, 2)
+    clip = torch.cat([sure, unsure] * 10) / 100
+    itc = torch.cat([unsure, sure] * 10)
+    relevant = torch.tensor([[True, False]]).expand(20, 2)
     weights = fit_first({"clip": clip, "itc": itc}, relevant)
-    assert at_1(mixed({"clip": clip, "itc": itc}, weights), relevant) == 4
+    assert at_1(mixed({"clip": clip, "itc": itc}, weights), relevant) == 20
     assert weights.clip / weights.itc == pytest.approx(100, rel=1e-3)
 
 
-def test_a_useless_scorer_gets_little_weight():
+def test_a_useless_scorer_gets_no_weight():
     torch.manual_seed(0)
     good, noise, relevant = torch.eye(200) + torch.rand(200, 200), torch.rand(200, 200), torch.eye(200) > 0
-    noise_first = Weights(0.5, 0.5, 0.0)
-    for scores, name in (({"clip": good, "itc": noise}, "itc"), ({"clip": noise, "itc": good}, "clip")):
-        weights = fit_first(scores, relevant)
-        assert getattr(weights, name) < 0.5
-        assert at_1(mixed(scores, weights), relevant) >= at_1(mixed(scores, noise_first), relevant)
+    assert fit_first({"clip": good, "itc": noise}, relevant) == Weights(1.0, 0.0, 0.0)
+    assert fit_first({"clip": noise, "itc": good}, relevant).clip < 0.1
+    blurred = torch.eye(200) + torch.rand(200, 200) * 1.3
+    chosen = candidates(blurred, 16)
+    assert fit_matching(blurred, chosen, noise[:, :16], relevant) == 0
+    assert fit_matching(blurred, chosen, relevant.float().gather(1, chosen), relevant) > 0
+
+
+def ranked(*at_1, queries=100):
+    """The ranks of so many queries for each weight, of which the first `at_1` are found."""
+    return [(torch.arange(queries) >= count).long() for count in at_1]
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted"),
+    ("at_1", "wanted"),
     [
-        ([3], 0),
-        ([1, 2, 3, 3, 3, 2], 3),
-        ([3, 3, 1, 3, 3, 3], 4),
-        ([3, 3, 1, 3, 3], 0),
-        ([3, 3, 3, 3], 1),
-        ([1, 1, 1, 2], 3),
-        ([1, 3, 3, 3], 2),
-        ([3, 3, 3, 2], 0),
-        ([3, 2, 3, 3, 2], 0),
+        ((50, 51, 52, 40), 0),  # nothing is better than the first end by more than noise
+        ((50, 60, 60, 40), 1),
+        ((50, 60, 60, 60, 40), 2),
+        ((50, 60, 40, 60, 60, 60), 4),
+        ((50, 49, 51, 51, 51), 2),  # the first that is not below the other end
+        ((50, 52, 60, 40, 55), 2),
+        ((0, 0, 0), 0),
+        ((100, 100, 100), 0),
     ],
 )
-def test_of_the_best_weights_the_middle_of_the_longest_range_is_taken_or_the_first_alone(found, wanted):
-    assert flattest_best([(value, 0) for value in found]) == wanted
+def test_the_choice_is_careful(at_1, wanted):
+    assert choose(ranked(*at_1)) == wanted
 
 
 def test_recall_at_5_and_10_break_ties():
-    assert flattest_best([(2, 8), (2, 9), (1, 99)]) == 1
-    scores = torch.arange(20.0)[None]
-    scores[0, 0] = 15.5  # four are better
-    assert quality(scores, torch.eye(1, 20) > 0) == (0, 2)
+    first, second, third = ranked(50, 60, 60)
+    assert choose([first, torch.where(second == 1, 20, 0), third]) == 2
+    assert choose([first, torch.where(second == 1, 7, 0), torch.where(third == 1, 20, 0)]) == 1
+
+
+def test_gains_are_counted_against_losses():
+    before = torch.arange(100) % 2  # every second query is found
+    assert beyond_noise(torch.where(torch.arange(100) < 10, 0, before), before)  # five more, none less
+    after = before.clone()
+    after[:40] = 1 - after[:40]  # twenty more, twenty less
+    after[41:49:2] = 0
+    assert not beyond_noise(after, before)  # four more of forty-four that changed
+
+
+def test_the_middle_is_that_of_the_longest_range():
+    assert [middle(places) for places in ([3], [0, 1], [0, 1, 2, 6], [0, 4, 5, 6, 9], [0, 1, 5, 6])] == [3, 0, 1, 5, 0]
