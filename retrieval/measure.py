@@ -2,7 +2,8 @@
 
 Letters: N images, M texts; all matrices are (N, M), on the CPU."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from .mix_file import IMAGE_TO_TEXT, TEXT_TO_IMAGE, WAYS, Row, Scorer
 
 
 def queries_first(matrix: Tensor, way: str) -> Tensor:
-    """(N, M) -> a row for each query of that direction: (M, N) for text to image."""
+    """(N, M) -> a row for each query of that direction, (M, N) for text to image; and back."""
     return matrix.T if way == TEXT_TO_IMAGE else matrix
 
 
@@ -55,16 +56,16 @@ class SplitScores:
         """R@K of each scorer. With `k`, also re-ranked, after `match`; the encoder alone is not."""
         rows = {}
         for name, scorer in scorers.items():
-            rows[name] = self._row({way: self.ranked(scorer, way) for way in WAYS})
+            rows[name] = self._row(partial(self.ranked, scorer))
             if k and name != "clip":
-                rows[f"{name}+itm@{k}"] = self._row({way: self._reranked(scorer, way, k) for way in WAYS})
+                rows[f"{name}+itm@{k}"] = self._row(partial(self._reranked, scorer, k))
         return rows
 
-    def _reranked(self, scorer: Scorer, way: str, k: int) -> Tensor:
+    def _reranked(self, scorer: Scorer, k: int, way: str) -> Tensor:
         first, chosen, matching = self.matched(scorer, way, k)
         return rerank(first, chosen, getattr(scorer, way).itm * matching)
 
-    def _row(self, ranked: Mapping[str, Tensor]) -> Row:
-        """R@K of scores with a row for each query."""
-        to_image, to_text = (queries_first(ranked[way], way) for way in (TEXT_TO_IMAGE, IMAGE_TO_TEXT))  # (N, M) again
-        return {**text_to_image(to_image, self.data.image_rows), **image_to_text(to_text, self.data.image_rows)}
+    def _row(self, ranked: Callable[[str], Tensor]) -> Row:
+        """R@K of the scores that `ranked` gives for each way, with a row for each query."""
+        to_image = text_to_image(queries_first(ranked(TEXT_TO_IMAGE), TEXT_TO_IMAGE), self.data.image_rows)
+        return {**to_image, **image_to_text(queries_first(ranked(IMAGE_TO_TEXT), IMAGE_TO_TEXT), self.data.image_rows)}

@@ -15,7 +15,6 @@ matching) and ends with the one that was trained. The choice, by R@1, must serve
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from ..trainer.metrics.retrieval import ranks
@@ -28,14 +27,17 @@ STANDARD_ERRORS = 2.0  # of a difference that is more than noise
 
 def mixed(scores: Mapping[str, Tensor], weights: Weights) -> Tensor:
     """The weighted sum of the scores clip and itc, (n, C) each. A score of weight zero may be missing."""
-    parts = [weight * scores[name] for name, weight in (("clip", weights.clip), ("itc", weights.itc)) if weight]
-    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+    weighed = [(scores[name], weight) for name, weight in (("clip", weights.clip), ("itc", weights.itc)) if weight]
+    parts = [matrix if weight == 1 else weight * matrix for matrix, weight in weighed]
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
-def candidates(scores: Tensor, k: int, rows: int = 256) -> Tensor:
-    """scores (n, C) -> (n, K) the best of each query, at most `k`, ties to the first; computed `rows` queries at a time."""
-    best = [some.sort(dim=1, descending=True, stable=True).indices[:, :k] for some in scores.split(rows)]
-    return torch.cat(best) if best else torch.empty(0, min(k, scores.shape[1]), dtype=torch.long)
+def candidates(scores: Tensor, k: int) -> Tensor:
+    """scores (n, C) -> (n, K) the best of each query, at most `k`, in any order. Ties go to the first."""
+    best = scores.topk(min(k, scores.shape[1]))
+    torn = (scores >= best.values[:, -1:]).sum(1) > k  # others are as good as the last one
+    best.indices[torn] = scores[torn].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return best.indices
 
 
 def fit_first(scores: Mapping[str, Tensor], relevant: Tensor) -> Weights:
