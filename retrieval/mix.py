@@ -58,9 +58,9 @@ def fit_first(scores: Mapping[str, Tensor], relevant: Tensor) -> Weights:
 def fit_matching(first: Tensor, chosen: Tensor, matching: Tensor, relevant: Tensor) -> float:
     """The weight of the matching logit beside the first score (n, C), for the candidates `chosen` (n, K) with the logits
     `matching` (n, K). The grid begins with 0, the first score alone, and steps through the share of matching in the spread of
-    the sum, up to 95 %."""
+    the sum, up to 95 %. BLIP-2's own weight, 1, is the last one where matching logits are spread as widely as they commonly are."""
     unit = _spread(first.gather(1, chosen)) / _spread(matching)
-    grid = [round(unit * step / (STEPS - step), 6) for step in range(STEPS)]
+    grid = sorted([*(round(unit * step / (STEPS - step), 6) for step in range(STEPS)), 1.0])
     return grid[choose([ranks(rerank(first, chosen, weight * matching), relevant) for weight in grid])]
 
 

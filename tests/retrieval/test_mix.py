@@ -47,6 +47,17 @@ def test_reranking_the_mix_is_never_below_the_mix(made, k):
 
 @settings(max_examples=100)
 @given(made_up(), st.integers(1, 16))
+def test_with_widely_spread_logits_the_fit_is_not_below_blip2s_sum(made, k):
+    _, itc, itm, relevant = made
+    itc, itm = itc / 100, itm + torch.arange(itm.shape[1]) / 10  # no logits are all alike
+    chosen = candidates(itc, k)
+    matching = itm.gather(1, chosen)
+    weight = fit_matching(itc, chosen, matching, relevant)
+    assert at_1(rerank(itc, chosen, weight * matching), relevant) >= at_1(rerank(itc, chosen, matching), relevant)
+
+
+@settings(max_examples=100)
+@given(made_up(), st.integers(1, 16))
 def test_candidates_are_the_best_and_ties_go_to_the_first(made, k):
     naive = [sorted(range(len(row)), key=lambda i: (-row[i], i))[:k] for row in made[0].tolist()]
     assert [sorted(row) for row in candidates(made[0], k).tolist()] == [sorted(row) for row in naive]
