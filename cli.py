@@ -209,7 +209,7 @@ def train(
 
 @command
 def index(run: RunOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions) -> None:
-    """Build the FAISS index of query embeddings from the features and a run."""
+    """Build the FAISS index: the features under a run and under the encoder itself, or under the encoder alone without a run."""
     from .retrieval.journey import index_run
 
     with Display(output.quiet) as display:
@@ -261,7 +261,7 @@ def explain(
 def eval_(
     options: EvalOptions, run: RunOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions
 ) -> None:
-    """Measure retrieval on a split: the encoder's own zero-shot scores, ITC, and ITC re-ranked by ITM."""
+    """Measure retrieval on a split: the encoder's own zero-shot scores, ITC, their mix, and both re-ranked by ITM."""
     from .retrieval.journey import evaluate
 
     with Display(output.quiet) as display:

@@ -4,7 +4,7 @@
     python benchmarks/teach.py qf-out --split test --train '{"epochs": 8, "batch_size": 64, "lr": 1e-3, "losses": "itc,itm"}'
 
 `--train` holds fields of Stage1Config for all variants, `--teacher` who teaches. A finished variant is not trained again. Prints one
-JSON object: for each variant and seed R@1 both ways on the split, of ITC and re-ranked by ITM, and minutes; then the means."""
+JSON object: for each variant and seed R@1 both ways on the split of every scorer and of their mix, and minutes; then the means."""
 
 import argparse
 import json
@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from qf.pipeline.device import resolve_device
 from qf.pipeline.features.reader import Features
-from qf.retrieval.encode.qformer import open_run
+from qf.retrieval.encode.available import query_encoders
+from qf.retrieval.encode.qformer import Run
 from qf.retrieval.evaluate import evaluate_retrieval
+from qf.retrieval.validation import fit_mix
 from qf.trainer.config import Stage1Config
 from qf.trainer.stage1.stage import train
 
@@ -48,8 +50,10 @@ def main() -> None:
             fields = {"teach": options.teacher, **options.train, **VARIANTS[variant], "seed": seed}
             name = f"{variant}-{seed}".replace(" ", "-").replace("'", "")
             trained = train(features, options.workspace / "runs" / name, Stage1Config(**fields), device)
-            run = open_run(options.workspace / "runs" / name, device, "auto")
-            rows = evaluate_retrieval(features, options.split, [run], RERANK if run.matches else 0).rows
+            run = Run(options.workspace / "runs" / name, device, "auto")
+            encoders = query_encoders(features, run, device)
+            mix = fit_mix(features, run, encoders, lambda text: None)
+            rows = evaluate_retrieval(features, options.split, encoders, RERANK, mix).rows
             found = {row: [value[f"{way}_R@1"] for way in WAYS] for row, value in rows.items()}
             results.setdefault(variant, []).append({"seed": seed, **found, "minutes": round(trained.seconds / 60, 2)})
     means = {name: mean(runs) for name, runs in results.items()}

@@ -8,6 +8,8 @@ from ..pipeline.options import Panel, option
 
 DEMO_EPOCHS, DEMO_MINUTES = 8.0, 5  # what the demo trains, on a machine that ends within so many minutes
 QUERY, OUTPUT = Panel(1, "What is searched"), Panel(2, "What is drawn")
+RERANK = 16  # candidates that are re-ranked where no other number is given
+SCORERS = ("mix", "itc", "encoder")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class SearchOptions:
     rerank: int = option(
         0, "Re-rank this many of the first hits, at least -k, by image-text matching.", min=0, max=2**20, panel=QUERY
     )
+    scorer: str = option(
+        "mix",
+        "mix: the encoder's own scores and the run's, by fitted weights; itc: the run alone; encoder: its scores alone.",
+        panel=QUERY,
+    )
     sheet: Path | None = option(None, "Draw the hits as a contact sheet, FILE.png.", panel=OUTPUT)
 
     def title(self, query: str | None) -> str:
@@ -39,12 +46,16 @@ class SearchOptions:
             raise UsageError('give either a text, as in qf search "a dog on a beach", or --image FILE')
         if self.find not in ("images", "text"):
             raise UsageError("--find is images or text")
+        if self.scorer not in SCORERS:
+            raise UsageError(f"--scorer is one of {', '.join(SCORERS)}")
         if self.sheet is not None and self.sheet.suffix.lower() != ".png":
             raise UsageError(f"--sheet {self.sheet}: the sheet is a PNG; give it a name that ends in .png")
         if self.image is None and self.find == "text":
             raise UsageError("--find text finds captions for a picture: give --image FILE instead of a text")
         if self.image is not None and self.rerank:
             raise UsageError("--rerank matches pictures with a text: it does not go with --image")
+        if self.scorer == "encoder" and self.rerank:
+            raise UsageError("--rerank matches by a run: it goes with --scorer mix or itc")
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,10 @@ class EvalOptions:
 
     split: str | None = option(None, "The split to measure on; test unless given, or val where there is no test.")
     rerank: int = option(
-        16, "Re-rank this many candidates of each query by image-text matching; 0: none.", min=0, max=2**20
+        RERANK, "Re-rank this many candidates of each query by image-text matching; 0: none.", min=0, max=2**20
+    )
+    fit_mix: bool = option(
+        False, "First fit the run's mix anew on validation images, and store it.", flags=("--fit-mix",)
     )
 
 

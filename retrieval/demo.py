@@ -129,7 +129,7 @@ def demo(folder: Path, options: DemoOptions, on: ComputeOptions, watch: Watch) -
     watch.say("training a Q-Former on the cached features")
     trained = train(features, workspace.run(RUN), replace(config, epochs=epochs), device, report=watch.training)
     indexed = index_run(workspace, RUN, on, watch.say)
-    evaluated = evaluate(workspace, EvalOptions(split="test", rerank=RERANK), RUN, on, watch.say)
+    evaluated = evaluate(workspace, EvalOptions(split="test", rerank=RERANK, fit_mix=True), RUN, on, watch.say)
     watch.say("searching")
     searches = search_sample(open_searcher(workspace, on))
     sheet = folder / "demo.png"

@@ -150,7 +150,7 @@ def explain(run: Run, picture: Picture, caption: str) -> Explanation:
     grid = patch_grid(run.manifest["encoder"])
     embedder, model = run.embedder, run.embedder.model
     tokens = embedder.tokens
-    warn_of_unknown_words(*tokens.unknown(caption))
+    warn_of_unknown_words("model", *tokens.unknown(caption))
     input_ids, mask = (t.to(embedder.device) for t in tokens.pad(tokens.ids([caption], embedder.max_text_length)))
     image_embeds = picture.tokens.to(embedder.device).clone()  # tensors of inference mode cannot be part of a graph
     model.eval()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..pipeline.formatting import by_split, counted, duration, size
 from ..pipeline.results import Result
 from ..trainer.manifest import RUN
 from .index.manifest import INDEX
+from .mix_file import Mix, load_mix
 
 KINDS = {kind.name: kind for kind in (FEATURES, RUN, INDEX)}
 
@@ -28,23 +30,27 @@ def read_known(folder: Path) -> tuple[Kind, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Info(Result):
-    """An artifact's manifest."""
+    """An artifact's manifest, and the mix of a run that has one."""
 
     path: str
     manifest: dict[str, Any]
+    mix: tuple[Mix, dict[str, Any]] | None = None  # and the content of its file
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest."""
-        return self.manifest
+        """The manifest, with the content of mix.json as `mix` if there is one."""
+        return self.manifest if self.mix is None else {**self.manifest, "mix": self.mix[1]}
 
     def __str__(self) -> str:
         lines = {"features": _features, "run": _run, "index": _index}[self.manifest["kind"]](self.manifest)
+        if self.mix is not None:
+            lines = chain(lines, [("mix", str(self.mix[0]))])
         return "\n".join([f"{self.path}: {self.manifest['kind']}", *(f"  {name:<9} {text}" for name, text in lines)])
 
 
 def info(folder: Path) -> Info:
-    """The manifest of the artifact in `folder`. ArtifactError as of `read_known`."""
-    return Info(str(folder), read_known(folder)[1])
+    """The manifest of the artifact in `folder`. ArtifactError as of `read_known`, and of `load_mix`."""
+    kind, manifest = read_known(folder)
+    return Info(str(folder), manifest, load_mix(folder, manifest["sha256"]) if kind is RUN else None)
 
 
 def _features(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -79,4 +85,10 @@ def _run(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _index(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     vectors = f"{manifest['vectors']:,} vectors, {manifest['texts']:,} texts ({manifest['type']})"
     yield "holds", f"{manifest['images']:,} images as {vectors}"
-    yield "from", f"{manifest['run']['path']} and {manifest['features']['path']}; {size(manifest['bytes'])}"
+    spaces = {"itc": "the run's", "clip": "the encoder's"}
+    found = " and ".join(
+        f"{spaces[name]} ({counted(count, 'vector')} an image)" for name, count in manifest["spaces"].items()
+    )
+    yield "spaces", found
+    run = f"{manifest['run']['path']} and " if manifest["run"] else ""
+    yield "from", f"{run}{manifest['features']['path']}; {size(manifest['bytes'])}"

@@ -1,6 +1,6 @@
 """The library calls behind the commands that need a workspace: train and index, index, evaluate, explain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from ..pipeline.config import ComputeOptions, DeviceOptions
 from ..pipeline.device import resolve_device
 from ..pipeline.encoders.picture import encode_picture
+from ..pipeline.errors import ArtifactError, QfError
 from ..pipeline.features.reader import Features
 from ..pipeline.results import Result
 from ..pipeline.workspace import Workspace
@@ -17,11 +18,15 @@ from ..trainer.runs.folder import Trained
 from ..trainer.runs.log import Report
 from ..trainer.stage1.stage import train
 from .config import EvalOptions, ExplainOptions
-from .encode.qformer import check_features, open_run
-from .evaluate import Evaluated, evaluate_retrieval, scorers
+from .encode.available import query_encoders
+from .encode.qformer import Run, check_features
+from .encode.query_encoder import QueryEncoder
+from .evaluate import Evaluated, evaluate_retrieval
 from .explain import Explained, cached_picture, explain
 from .heatmaps import draw_explanation
 from .index.build import Indexed, build_index
+from .mix_file import Mix, below_encoder, harmed_by_matching
+from .validation import ensured_mix, fit_mix, stored_mix
 
 Say = Callable[[str], None]
 
@@ -44,7 +49,8 @@ class TrainedAndIndexed(Result):
 def train_and_index(
     workspace: Workspace, options: TrainOptions, config: Stage1Config, on: DeviceOptions, say: Say, report: Report
 ) -> TrainedAndIndexed:
-    """Train a run in the workspace, then index it. All processes that train together call it; rank 0 indexes."""
+    """Train a run in the workspace, then fit its mix and index it. All processes that train together call it; rank 0 goes on
+    alone after training."""
     processes, device = Processes.join(resolve_device(on.device))
     folder, features = workspace.run(options.name), Features(workspace.features)
     config = replace(config, init=workspace.weights(config.init))
@@ -61,29 +67,68 @@ def train_and_index(
         tensorboard=options.tensorboard,
     )
     processes.leave()
-    if not options.index or not processes.first:
+    if not processes.first:
         return TrainedAndIndexed(trained, None)
-    indexed = index_run(workspace, options.name, ComputeOptions(str(device), config.precision), say)
+    run = Run(folder, device, config.precision)
+    encoders = query_encoders(features, run, device, say)
+    mix = ensured_mix(features, run, encoders, say)
+    if mix and (line := below_encoder(mix.rows)):
+        say(f"on validation images {line}")
+    if not options.index:
+        return TrainedAndIndexed(trained, None)
+    say("indexing")
+    indexed = build_index(encoders, run, features, workspace.index)
     return TrainedAndIndexed(replace(trained, index=indexed.index), indexed)
 
 
 def index_run(workspace: Workspace, run: str | None, on: ComputeOptions, say: Say) -> Indexed:
-    """Build the index of the workspace from the run of that name, or from the latest."""
-    say("indexing")
-    features = Features(workspace.features)
-    opened = open_run(workspace.run(run), resolve_device(on.device), on.precision)
-    check_features(opened, features)
-    return build_index(opened, features, workspace.index)
+    """Build the index of the workspace from the run of that name, or from the latest; from the encoder alone if there is no run
+    yet."""
+    device, features = resolve_device(on.device), Features(workspace.features)
+    opened = _opened(workspace, run, on)
+    say("indexing" if opened else "indexing the encoder's own embeddings (no run yet)")
+    return build_index(query_encoders(features, opened, device, say), opened, features, workspace.index)
+
+
+def _opened(workspace: Workspace, run: str | None, on: ComputeOptions) -> Run | None:
+    """The run of that name, or the latest; None if there is none yet."""
+    folder = workspace.run(run) if run else workspace.latest_run()
+    return Run(folder, resolve_device(on.device), on.precision) if folder else None
 
 
 def evaluate(workspace: Workspace, options: EvalOptions, run: str | None, on: ComputeOptions, say: Say) -> Evaluated:
-    """R@K of the encoder and of the run of that name, or of the latest; of the encoder alone if there is no run yet."""
+    """R@K of the encoder, of the run of that name, or of the latest, and of their mix; of the encoder alone if there is no run.
+
+    `say` gets the lines about what does not help. QfError if a mix is to be fitted and there is no run, or no validation."""
     device, features = resolve_device(on.device), Features(workspace.features)
     split = options.split or ("test" if len(features.rows("test", captioned=True)) else "val")
-    chosen = workspace.run(run) if run else workspace.latest_run()
-    say(f"evaluating {chosen or 'the encoder alone (no run yet)'} on the {split} split")
-    opened = open_run(chosen, device, on.precision) if chosen else None
-    return evaluate_retrieval(features, split, scorers(features, opened, device, say), options.rerank)
+    opened = _opened(workspace, run, on)
+    encoders = query_encoders(features, opened, device, say)
+    mix = _mix_of(features, opened, encoders, options.fit_mix, say)
+    say(f"evaluating {opened.folder if opened else 'the encoder alone (no run yet)'} on the {split} split")
+    result = evaluate_retrieval(features, split, encoders, options.rerank, mix)
+    if opened is not None:
+        rows, where = (mix.rows, "validation") if mix else (result.rows, split)
+        for line in filter(None, (below_encoder(rows), harmed_by_matching(rows))):
+            say(f"on {where} images {line}")
+    return result
+
+
+def _mix_of(features: Features, run: Run | None, encoders: Sequence[QueryEncoder], anew: bool, say: Say) -> Mix | None:
+    """The mix to evaluate: the one that the run has, or one that is fitted `anew`. QfError if that is not possible."""
+    if run is None:
+        if anew:
+            raise QfError("--fit-mix fits the weights of a run, and there is none yet; train one first: qf train")
+        return None
+    if not run.matches:
+        say(f"no re-ranked row: run {run.folder} never trained its matching head")
+    if anew:
+        return fit_mix(features, run, encoders, say)
+    try:
+        return stored_mix(features, run, encoders)
+    except ArtifactError as error:
+        say(f"no mix: {error}")
+        return None
 
 
 def explain_picture(
@@ -97,7 +142,7 @@ def explain_picture(
 ) -> Explained:
     """Draw how a run sees a picture and a text. `image` is a file, or a key of the workspace's features."""
     device = resolve_device(on.device)
-    opened = open_run(workspace.run(run), device, on.precision)
+    opened = Run(workspace.run(run), device, on.precision)
     opened.check_matches()
     if Path(image).is_file():
         say(f"encoding {image}")

@@ -4,27 +4,47 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..pipeline.artifacts import has_manifest
 from ..pipeline.config import ComputeOptions
 from ..pipeline.device import resolve_device
-from ..pipeline.errors import QfError
+from ..pipeline.encoders.picture import Picture, encode_picture
+from ..pipeline.errors import ArtifactError, EncoderError, QfError
 from ..pipeline.features.reader import Features
 from ..pipeline.formatting import PART, plain
 from ..pipeline.results import Result
 from ..pipeline.workspace import Workspace
 from .config import SearchOptions
 from .encode.joint_space import JointSpace
-from .encode.qformer import check_features, open_run
+from .encode.qformer import Run, check_features
 from .encode.query_encoder import QueryEncoder
+from .index.space import Space
 from .index.store import Index, check_origin, make_index, open_index, origin_folder
 from .index.vectors import flat
-from .search import Ranking, best_distinct, nearest_images, reorder
+from .mix_file import (
+    ENCODER,
+    RUN_ALONE,
+    TEXT_TO_IMAGE,
+    Mix,
+    Scorer,
+    Weights,
+    below_encoder,
+    harmed_by_matching,
+    read_mix,
+)
+from .search import Part, Ranking, best_distinct, nearest_images, reorder
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
+LACKING = {  # what a search without these embeddings says
+    "itc": "a run; train one first: qf train",
+    "clip": "the encoder; `qf index` adds them if its text model is there",
+}
 
 
 @dataclass(frozen=True)
@@ -52,55 +72,163 @@ class Hit(Result):
 
 
 class Searcher:
-    """An index, the features that it was built from, and the encoder of its queries."""
+    """An index, the features that it was built from, and the encoders of its queries."""
 
-    def __init__(self, index: Index, features: Features, encoder: QueryEncoder) -> None:
-        self.index, self.features, self.encoder = index, features, encoder
+    def __init__(self, index: Index, features: Features, device: "torch.device", run: Run | None = None) -> None:
+        self.index, self.features, self.device, self.run = index, features, device, run
+        self.encoders: dict[str, QueryEncoder] = {}  # by scorer, one for each space of the index
+        if "clip" in index.spaces:
+            self.encoders["clip"] = JointSpace(features.encoder, device)
+        if run is not None:
+            self.encoders["itc"] = run
+        self._warned: set[str] = set()
+
+    def _warn(self, text: str) -> None:
+        """Log a warning, the first time."""
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning("%s", text)
 
     def search(self, query: str | None, options: SearchOptions) -> list[Hit]:
         """The hits for a text, or for the picture `options.image`. UsageError if the options do not go together."""
         options.check(query)
         if options.image is None:
-            return self.text(query or "", options.k, options.rerank)
-        return (
-            self.captions(options.image, options.k) if options.find == "text" else self.image(options.image, options.k)
-        )
+            return self.text(query or "", options.k, options.rerank, options.scorer)
+        find = self.captions if options.find == "text" else self.image
+        return find(options.image, options.k, options.scorer)
 
-    def text(self, query: str, k: int, rerank: int = 0) -> list[Hit]:
+    def text(self, query: str, k: int, rerank: int = 0, scorer: str = "mix") -> list[Hit]:
         """The k images that fit the text best. With `rerank`, ITM re-ranks that many of them, at least k.
 
-        QfError if the text is empty, or if the encoder cannot match."""
+        QfError if the text is empty, if there is no such scorer, or if the run cannot match."""
         if not query.strip():
             raise QfError('the query is empty; say what to look for: qf search "a dog on a beach"')
-        count = max(k, rerank) if rerank else k
-        ranking = best_distinct(self.index.images, self.encoder.query(query), count, self.index.per_image)
+        if rerank:
+            self._check_matches()
+        weights = self._scorer(scorer).text_to_image
+        try:
+            queries = {name: self.encoders[name].query(query) for name in _used(weights)}
+        except EncoderError as error:
+            if scorer != "mix" or self.run is None:
+                raise
+            self._warn(f"searching by the run alone: {error}")
+            weights = RUN_ALONE.text_to_image
+            queries = {"itc": self.run.query(query)}
+        spaces = self.index.spaces
+        parts = [Part(spaces[n].images, queries[n], spaces[n].per_image, getattr(weights, n)) for n in queries]
+        ranking = best_distinct(parts, max(k, rerank))
         if not rerank:
             return self._hits(ranking, k)
+        self._warn_of_matching(scorer, weights)
+        return self._reranked(query, ranking, k, weights.itm)
+
+    def _reranked(self, query: str, ranking: Ranking, k: int, weight: float) -> list[Hit]:
+        """The k best of a ranking for a text, once matching counts with that weight."""
+        assert self.run is not None
+        space = self.index.spaces["itc"]
+        itc = Part(space.images, self.run.texts([query]), space.per_image).scores(ranking.items)
         pairs = np.stack([np.arange(len(ranking.items)), np.zeros(len(ranking.items), np.int64)], 1)
-        itm = self.encoder.matching(self.features, ranking.items, [query], pairs)
-        reranked, order = reorder(ranking, itm)
-        return self._hits(reranked, k, ranking.scores[order], itm[order])
+        itm = self.run.matching(self.features, ranking.items, [query], pairs)
+        reranked, order = reorder(ranking, itm, weight)
+        return self._hits(reranked, k, itc[order], itm[order])
 
-    def image(self, file: Path, k: int) -> list[Hit]:
-        """The k images most like the picture in `file`."""
-        query = self.encoder.picture(file)
-        return self._hits(nearest_images(self.index.images, query, k, self.index.per_image), k)
+    def image(self, file: Path, k: int, scorer: str = "mix") -> list[Hit]:
+        """The k images most like the picture in `file`.
 
-    def captions(self, file: Path, k: int) -> list[Hit]:
+        There is nothing to fit weights of pictures on. So the encoder's own space decides where the index has it, unless
+        `scorer` is itc."""
+        own = "clip" in self.index.spaces
+        name = "itc" if scorer == "itc" or (scorer == "mix" and not own) else "clip"
+        self._check_space(name)
+        space, query = self.index.spaces[name], self.encoders[name].picture(self._seen(file))
+        return self._hits(nearest_images(space.images, query, k, space.per_image), k)
+
+    def captions(self, file: Path, k: int, scorer: str = "mix") -> list[Hit]:
         """The k captions that fit the picture in `file` best, each as a hit of its image with that caption alone.
 
-        QfError if there are none."""
+        QfError if there are no captions."""
         if not self.index.captions:
             raise QfError(f"{self.features.folder} holds no captions to find; leave out --find text to find pictures")
-        ranking = best_distinct(self._caption_vectors, self.encoder.picture(file), k, 1)
+        weights, picture = self._scorer(scorer).image_to_text, self._seen(file)
+        parts = [
+            Part(self._texts[name], self.encoders[name].picture(picture), 1, getattr(weights, name))
+            for name in _used(weights)
+        ]
+        ranking = best_distinct(parts, k)
         hits = self._hits(Ranking(self.index.text_rows[ranking.items], ranking.scores), k)
         texts = [self.index.captions[item] for item in ranking.items]
         return [replace(hit, captions=[text]) for hit, text in zip(hits, texts, strict=True)]
 
+    # ---- who scores ----
+
+    def _scorer(self, name: str) -> Scorer:
+        """The weights of a scorer: mix, itc or encoder. Warns of one that is not what was asked for, or not the best.
+
+        QfError if there is no such scorer."""
+        mix, problem = self._mix
+        if name == "itc":
+            self._check_space("itc")
+            if mix and (line := below_encoder(mix.rows)):
+                self._warn(f"on validation images {line}")
+            return RUN_ALONE
+        if name == "encoder" or self.run is None:
+            self._check_space("clip")
+            return ENCODER
+        if mix:
+            return mix.scorer
+        own = "clip" in self.index.spaces
+        if problem:
+            self._warn(f"searching by the {'encoder' if own else 'run'} alone: {problem}")
+        return ENCODER if own else RUN_ALONE
+
+    def _check_space(self, name: str) -> None:
+        """QfError unless the index has that space."""
+        if name not in self.index.spaces:
+            raise QfError(f"the index has no embeddings of {LACKING[name]}")
+
+    def _check_matches(self) -> None:
+        """QfError if there is no run, or if it cannot match."""
+        if self.run is None:
+            raise QfError("--rerank needs a trained model; train one first: qf train")
+        self.run.check_matches()
+
     @cached_property
-    def _caption_vectors(self) -> Any:
-        """The index of the captions. One that was not built before, without training, is made now."""
-        return flat(self.encoder.texts(self.index.captions)) if self.index.texts is None else self.index.texts
+    def _mix(self) -> tuple[Mix | None, str]:
+        """The fitted mix of the run, or the reason why there is none. No reason: a run alone does without."""
+        if self.run is None:
+            return None, ""
+        own = "clip" in self.index.spaces
+        try:
+            mix = read_mix(self.run.folder, self.run.manifest["sha256"], self.features.identity, own)
+        except ArtifactError as error:
+            return None, str(error)
+        if mix or not own:
+            return mix, ""
+        return None, f"run {self.run.folder} has no fitted mix; `qf eval --fit-mix` fits one on validation images"
+
+    def _warn_of_matching(self, scorer: str, weights: Weights) -> None:
+        """Warn if validation images say that re-ranking does not help."""
+        mix, _ = self._mix
+        if scorer == "itc" and mix and (line := harmed_by_matching(mix.rows, TEXT_TO_IMAGE)):
+            self._warn(f"on validation images {line}")
+        if not weights.itm:
+            self._warn(
+                "matching did not help on validation images: its fitted weight is 0, and --rerank changes nothing"
+            )
+
+    # ---- queries and hits ----
+
+    def _seen(self, file: Path) -> Picture:
+        """The picture in `file` through the encoder. QfError if it cannot be read, EncoderError if the encoder has changed."""
+        return encode_picture(file, self.features.encoder, self.device)
+
+    @cached_property
+    def _texts(self) -> dict[str, Any]:
+        """The FAISS index of the captions in each space. They are embedded now where no index was built."""
+        return {
+            name: flat(self.encoders[name].captions(self.features)) if space.texts is None else space.texts
+            for name, space in self.index.spaces.items()
+        }
 
     def _hits(
         self, ranking: Ranking, k: int, itc: np.ndarray | None = None, itm: np.ndarray | None = None
@@ -120,12 +248,22 @@ class Searcher:
         ]
 
 
+def _used(weights: Weights) -> list[str]:
+    """The spaces that count, besides matching."""
+    return [name for name in ("clip", "itc") if getattr(weights, name)]
+
+
 def open_searcher(workspace: Workspace, on: ComputeOptions) -> Searcher:
-    """The index of a workspace with its run. Before any training: the encoder's own joint space, with a warning.
+    """The index of a workspace with its run. Before there is either: the encoder's own joint space, with a warning.
 
     ArtifactError if index, run and features do not belong together; QfError if there is a run without an index."""
     if has_manifest(workspace.index):
-        return _open_trained(workspace.index, on)
+        searcher = _open_indexed(workspace.index, on)
+        if searcher.run is None and (run := workspace.latest_run()):
+            log.warning(
+                "the index does not know run %s: searching by the encoder alone; `qf index` rebuilds it", run.name
+            )
+        return searcher
     if workspace.index.is_dir() or workspace.latest_run() is not None:
         raise QfError(f"{workspace.folder} has a trained run but no finished index; build it with `qf index`")
     searcher = untrained_searcher(features := Features(workspace.features), on)
@@ -136,15 +274,19 @@ def open_searcher(workspace: Workspace, on: ComputeOptions) -> Searcher:
 
 def untrained_searcher(features: Features, on: ComputeOptions) -> Searcher:
     """Search in the encoder's own joint space, without any index on disk. EncoderError if it has none."""
-    encoder = JointSpace(features.encoder, resolve_device(on.device))
-    assert features.pooled is not None
-    return Searcher(make_index(features, features.pooled, None, {}), features, encoder)
+    device = resolve_device(on.device)
+    images = np.concatenate(list(JointSpace(features.encoder, device).images(features)))
+    return Searcher(make_index(features, {"clip": Space.of(images, None)}, {}), features, device)
 
 
-def _open_trained(folder: Path, on: ComputeOptions) -> Searcher:
-    index = open_index(folder)
-    run = open_run(origin_folder(folder, index.manifest, "run"), resolve_device(on.device), on.precision)
+def _open_indexed(folder: Path, on: ComputeOptions) -> Searcher:
+    index, device = open_index(folder), resolve_device(on.device)
+    run, sha256 = None, None
+    if index.manifest["run"] is not None:
+        run = Run(origin_folder(folder, index.manifest, "run"), device, on.precision)
+        sha256 = run.manifest["sha256"]
     features = Features(origin_folder(folder, index.manifest, "features"))
-    check_features(run, features)
-    check_origin(folder, index.manifest, run.manifest["sha256"], features)
-    return Searcher(index, features, run)
+    if run is not None:
+        check_features(run, features)
+    check_origin(folder, index.manifest, sha256, features)
+    return Searcher(index, features, device, run)

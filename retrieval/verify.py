@@ -22,6 +22,7 @@ from ..trainer.manifest import CHECKPOINTS, RUN
 from ..trainer.qformer import QFormer
 from .index.store import check_origin, open_index, origin_folder
 from .info import read_known
+from .mix_file import REFIT, load_mix
 
 CURES = {
     "features": "extract again with --overwrite",
@@ -63,8 +64,14 @@ def verify(folder: Path) -> Verified:
             problems = {"features": _features, "run": _run, "index": _index}[kind.name](folder, manifest)
         except ArtifactError as error:
             problems = [str(error)]
+    cure = CURES[kind.name]
+    if kind is RUN and not problems:
+        try:
+            load_mix(folder, manifest["sha256"])
+        except ArtifactError as error:
+            problems, cure = [str(error)], REFIT
     count = sum(file["bytes"] for file in files)
-    return Verified(str(folder), kind.name, len(files), count, problems, CURES[kind.name])
+    return Verified(str(folder), kind.name, len(files), count, problems, cure)
 
 
 def refuse_problems(checked: Sequence[Verified]) -> None:
@@ -139,8 +146,9 @@ def _damaged(files: Sequence[Path]) -> list[str]:
 
 
 def _index(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    index = open_index(folder)  # compares images, vectors and texts with the manifest
-    run, features = (origin_folder(folder, manifest, name) for name in ("run", "features"))
-    if has_manifest(run) and has_manifest(features):
-        check_origin(folder, manifest, read_manifest(run, RUN)["sha256"], Features(features))
-    return _differences(manifest, {"vectors": len(index) * index.per_image, "texts": len(index.captions)})
+    open_index(folder)  # compares images, vectors and texts with the manifest
+    origins = [origin_folder(folder, manifest, name) for name in ("run", "features") if manifest[name] is not None]
+    if all(map(has_manifest, origins)):
+        *run, features = origins
+        check_origin(folder, manifest, read_manifest(run[0], RUN)["sha256"] if run else None, Features(features))
+    return []

@@ -242,15 +242,20 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def trained(features):
-    """A workspace with a run trained on the pictures, and its index."""
+    """A workspace with a run trained on the pictures, its mix and its index."""
     from qf.pipeline.features.reader import Features
-    from qf.retrieval.encode.qformer import open_run
+    from qf.retrieval.encode.available import query_encoders
+    from qf.retrieval.encode.qformer import Run
     from qf.retrieval.index.build import build_index
+    from qf.retrieval.validation import fit_mix
     from qf.trainer.config import Stage1Config
     from qf.trainer.stage1.stage import train
 
     workspace = features.folder.parent
     cpu = torch.device("cpu")
     train(features, workspace / "runs" / "stage1", Stage1Config(**TINY), cpu)
-    build_index(open_run(workspace / "runs" / "stage1", cpu, "float32"), Features(features.folder), workspace / "index")
+    features, run = Features(features.folder), Run(workspace / "runs" / "stage1", cpu, "float32")
+    encoders = query_encoders(features, run, cpu)
+    fit_mix(features, run, encoders, print)
+    build_index(encoders, run, features, workspace / "index")
     return workspace

@@ -94,9 +94,10 @@ def test_failures_are_one_helpful_line(qf, tmp_path, clip_folder, onnx_folder):
     fails(qf("extract", source, "--encoder", clip_folder, "--device", "cuda:7"), "CUDA devices")
     assert qf("extract", source, "--encoder", clip_folder, "-q")[0] == 0
     fails(qf("extract", source, "--encoder", onnx_folder), "made otherwise", "--overwrite")
-    fails(qf("eval", "--split", "test"), "no captioned images in the split test", "--split")
+    fails(qf("eval", "--split", "test"), "no images with captions in the split test", "--split")
     fails(qf("train", "--losses", "itc,nothing"), "--losses")
-    fails(qf("index"), "no finished run", "qf train")
+    fails(qf("eval", "--fit-mix"), "there is none yet", "qf train")
+    fails(qf("explain", "photos.csv", "a dog"), "no finished run", "qf train")
 
 
 def test_results_go_to_stdout_and_progress_to_stderr(qf, tmp_path, clip_folder):
@@ -109,6 +110,36 @@ def test_results_go_to_stdout_and_progress_to_stderr(qf, tmp_path, clip_folder):
     assert (summary["records"], summary["captions"]) == (24, 48)
     assert "image column 'image'" in err
     assert qf("extract", source, "--encoder", clip_folder, "-q")[2] == ""
+
+
+def test_pictures_are_indexed_and_searched_without_training(qf, tmp_path, clip_folder):
+    qf("extract", make_pictures(tmp_path / "pictures"), "--encoder", clip_folder)
+    code, out, err = qf("index", "--json")
+    assert code == 0
+    assert (json.loads(out)["images"], json.loads(out)["vectors"], json.loads(out)["texts"]) == (24, 24, 48)
+    assert "indexing the encoder's own embeddings (no run yet)" in err
+    code, out, err = qf("search", "a red bar", "-k", "3")
+    assert (code, len(out.splitlines()), err) == (0, 3, "")
+    assert "the encoder's (1 vector an image)" in qf("info", "qf-out/index")[1]
+    assert "sound" in qf("verify", "qf-out/index")[1]
+
+
+def test_training_fits_a_mix_that_search_uses(qf, pictures, clip_folder, tmp_path):
+    qf("extract", pictures, "--encoder", clip_folder)
+    err = qf("train", "--epochs", 1, "--batch-size", 4, "--num-query-tokens", 2, "--no-index")[2]
+    assert "fitting the mix on 12 validation images" in err
+    assert "mix: text to image " in err
+    qf("index")
+    assert qf("search", "a red bar")[2] == ""
+    path = tmp_path / "qf-out" / "runs" / "stage1" / "mix.json"
+    fitted = path.read_bytes()
+    path.unlink()
+    assert "searching by the encoder alone" in qf("search", "a red bar")[2]
+    assert "mix" not in json.loads(qf("eval", "--json")[1])
+    assert "mix" in json.loads(qf("eval", "--json", "--fit-mix")[1])
+    assert path.read_bytes() == fitted
+    qf("train", "--epochs", 2, "--batch-size", 4, "--num-query-tokens", 2, "--overwrite")
+    assert path.read_bytes() != fitted
 
 
 def test_search_before_training_says_so(qf, tmp_path, clip_folder):
@@ -153,7 +184,7 @@ def test_a_trained_workspace(qf, workspace):
     code, out, _ = qf("eval", "--split", "val", "-w", workspace, "--rerank", 4, "--json")
     result = json.loads(out)
     assert (result["split"], result["images"], result["texts"]) == ("val", 12, 24)
-    for scorer in ("clip", "itc", "itc+itm@4"):
+    for scorer in ("clip", "itc", "itc+itm@4", "mix", "mix+itm@4"):
         assert list(result[scorer]) == [
             f"{way}_R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)
         ]
@@ -234,7 +265,7 @@ def test_a_workspace_finds_its_encoder_from_anywhere(qf, pictures, clip_folder, 
     (tmp_path / "encoder").rename(tmp_path / "gone")
     code, out, err = qf(*evaluate)
     assert code == 0
-    assert "no zero-shot row: encoder " in err
+    assert "without the encoder's own scores: encoder " in err
     assert {**whole, **json.loads(out)} == {**whole, "rerank_seconds": json.loads(out)["rerank_seconds"]}
     shutil.rmtree(tmp_path / "work" / "runs")
     fails(qf(*evaluate), "no such folder")

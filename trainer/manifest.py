@@ -9,6 +9,7 @@ from ..pipeline.features.manifest import EncoderIdentity
 
 TOKENIZER, WEIGHTS, CURVES = "tokenizer.json", "model.safetensors", "loss.png"
 METRICS, TENSORBOARD, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
+MIX = "mix.json"  # fitted after training, by retrieval
 Amount = Annotated[float, Meta(ge=0, le=1e30)]
 Side = Annotated[int, Meta(ge=1, le=2**24)]  # of a matrix of the model
 
@@ -85,5 +86,5 @@ RUN = Kind(
     "run",
     "qf train",
     RunManifest,
-    (CONFIG, TOKENIZER, WEIGHTS, CURVES, METRICS, TENSORBOARD, CHECKPOINTS),
+    (CONFIG, TOKENIZER, WEIGHTS, CURVES, METRICS, TENSORBOARD, CHECKPOINTS, MIX),
 )

@@ -5,7 +5,6 @@ It needs no training. One embedding an image, `pooled` in the features; no match
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from .query_encoder import warn_of_unknown_words
 if TYPE_CHECKING:
     import torch
 
+    from ...pipeline.encoders.picture import Picture
     from ...pipeline.encoders.text import TextModel
     from ...pipeline.features.reader import Features
 
@@ -49,16 +49,19 @@ class JointSpace:
             log.warning(
                 "the text is truncated: the encoder's text model reads its first %d tokens", self.text_model.limit
             )
-        warn_of_unknown_words(*self.text_model.unknown(text))
+        warn_of_unknown_words("encoder", *self.text_model.unknown(text))
         return self.texts([text])
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         return self.text_model.encode(texts)
 
-    def picture(self, file: Path) -> np.ndarray:
-        from ...pipeline.encoders.picture import encode_picture
+    def captions(self, features: "Features") -> np.ndarray:
+        from ...pipeline.extract.captions import encoder_captions
 
-        picture = encode_picture(file, self.identity, self.device)
+        embeds = encoder_captions(features, self.device, log.info)
+        return embeds.read(np.arange(len(embeds)))
+
+    def picture(self, picture: "Picture") -> np.ndarray:
         assert picture.pooled is not None
         return picture.pooled.cpu().numpy()
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +16,35 @@ from .query_encoder import warn_of_unknown_words
 if TYPE_CHECKING:
     import torch
 
+    from ...pipeline.encoders.picture import Picture
     from ...pipeline.features.reader import Features
     from ...trainer.stage1.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class Run:
-    """A finished run and its model; see `QueryEncoder` for its methods."""
+    """A finished run; see `QueryEncoder` for its methods. Its model is loaded when it is needed first."""
 
-    folder: Path
-    manifest: dict[str, Any]
-    embedder: "Embedder"
+    name = "itc"
 
-    @property
-    def name(self) -> str:
-        return "itc"
+    def __init__(self, folder: Path, device: "torch.device", precision: str) -> None:
+        """On a device, to compute in `precision` (see `resolve_precision`). ArtifactError if the run is unfinished or damaged."""
+        self.folder, self.device, self.precision = folder, device, precision
+        self.manifest = read_manifest(folder, RUN)
+
+    @cached_property
+    def embedder(self) -> "Embedder":
+        """The model. ArtifactError if its weights are damaged."""
+        from ...pipeline.device import resolve_precision
+        from ...trainer.qformer import QFormer
+        from ...trainer.stage1.embedder import Embedder
+        from ...trainer.tokens import Tokens
+
+        model = QFormer.from_pretrained(self.folder).to(self.device)
+        tokens = Tokens.load(self.folder / "tokenizer.json")
+        dtype = resolve_precision(self.precision, self.device)
+        return Embedder(model, tokens, self.device, dtype, self.manifest["train"]["max_text_length"])
 
     @property
     def matches(self) -> bool:
@@ -40,24 +52,24 @@ class Run:
 
     @property
     def per_image(self) -> int:
-        return self.embedder.model.config.num_query_tokens
+        return int(self.manifest["model"]["num_query_tokens"])
 
     @property
     def width(self) -> int:
-        return self.embedder.model.config.embed_dim
+        return int(self.manifest["model"]["embed_dim"])
 
     def query(self, text: str) -> np.ndarray:
         self.warn_of_truncation(text)
-        warn_of_unknown_words(*self.embedder.tokens.unknown(text))
+        warn_of_unknown_words("model", *self.embedder.tokens.unknown(text))
         return self.texts([text])
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         return self.embedder.texts(texts).cpu().numpy()
 
-    def picture(self, file: Path) -> np.ndarray:
-        from ...pipeline.encoders.picture import encode_picture
+    def captions(self, features: "Features") -> np.ndarray:
+        return self.texts([caption for captions in features.captions for caption in captions])
 
-        picture = encode_picture(file, self.manifest["encoder"], self.embedder.device)
+    def picture(self, picture: "Picture") -> np.ndarray:
         return self.embedder.image(picture.tokens)[0].cpu().numpy()
 
     def images(self, features: "Features") -> Iterator[np.ndarray]:
@@ -91,21 +103,6 @@ class Run:
                 count,
                 limit,
             )
-
-
-def open_run(folder: Path, device: "torch.device", precision: str) -> Run:
-    """The model of a run on a device, to compute in `precision` (see `resolve_precision`). ArtifactError if the run is
-    unfinished or damaged."""
-    from ...pipeline.device import resolve_precision
-    from ...trainer.qformer import QFormer
-    from ...trainer.stage1.embedder import Embedder
-    from ...trainer.tokens import Tokens
-
-    manifest = read_manifest(folder, RUN)
-    model = QFormer.from_pretrained(folder).to(device)
-    tokens = Tokens.load(folder / "tokenizer.json")
-    dtype = resolve_precision(precision, device)
-    return Run(folder, manifest, Embedder(model, tokens, device, dtype, manifest["train"]["max_text_length"]))
 
 
 def check_features(run: Run, features: "Features") -> None:

@@ -5,12 +5,12 @@ float32 of unit length."""
 
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from ...pipeline.encoders.picture import Picture
     from ...pipeline.features.reader import Features
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,11 @@ class QueryEncoder(Protocol):
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> (M, E). Long texts are truncated."""
 
-    def picture(self, file: Path) -> np.ndarray:
-        """The picture in `file` -> (Q, E). QfError if it cannot be read, EncoderError if the encoder has changed."""
+    def captions(self, features: "Features") -> np.ndarray:
+        """All captions of the features, image by image -> (M, E)."""
+
+    def picture(self, picture: "Picture") -> np.ndarray:
+        """A picture that the frozen encoder has seen -> (Q, E)."""
 
     def images(self, features: "Features") -> Iterator[np.ndarray]:
         """All images of the features, some at a time -> (n, Q, E)."""
@@ -55,10 +58,12 @@ class QueryEncoder(Protocol):
         """ITM logits (n,) of pairs (n, 2) of positions in `rows` and `texts`. QfError unless the encoder `matches`."""
 
 
-def warn_of_unknown_words(words: Sequence[str], nothing_known: bool) -> None:
-    """Warn that `words` of a text are not in the vocabulary of the model, or that nothing of the text is."""
+def warn_of_unknown_words(reader: str, words: Sequence[str], nothing_known: bool) -> None:
+    """Warn that `words` of a text are not in the vocabulary of the reader, or that nothing of the text is."""
     if nothing_known:
-        log.warning("the model knows no word of the text: the result does not depend on it; use words of the captions")
+        log.warning(
+            "the %s knows no word of the text: its scores do not depend on it; use words of the captions", reader
+        )
     elif words:
         named = ", ".join(repr(word) for word in words)
-        log.warning("the model does not know %s: the result is that of the other words", named)
+        log.warning("the %s does not know %s: its scores are those of the other words", reader, named)

@@ -1,4 +1,4 @@
-"""Features and a run to an index."""
+"""Features and their encoders to an index."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 
 from ...pipeline.formatting import duration, size
 from ...pipeline.results import Result
+from .space import Space
 from .store import make_index, origin, save_index
 
 if TYPE_CHECKING:
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
 
 
 class IndexedRun(Protocol):
-    """A run as the index uses it: see `encode.query_encoder` and `encode.qformer.Run`."""
+    """A run as the index knows it: see `encode.qformer.Run`."""
 
     @property
     def folder(self) -> Path: ...
 
     @property
     def manifest(self) -> dict[str, Any]: ...
+
+
+class Embeds(Protocol):
+    """An encoder as the index uses it: see `encode.query_encoder`."""
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def per_image(self) -> int: ...
@@ -33,7 +41,7 @@ class IndexedRun(Protocol):
 
     def images(self, features: "Features") -> Iterator[np.ndarray]: ...
 
-    def texts(self, texts: Sequence[str]) -> np.ndarray: ...
+    def captions(self, features: "Features") -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -55,16 +63,21 @@ class Indexed(Result):
         )
 
 
-def build_index(run: IndexedRun, features: "Features", folder: Path) -> Indexed:
-    """Index all images and captions of the features under the run's model, in `folder`."""
+def build_index(encoders: Sequence[Embeds], run: IndexedRun | None, features: "Features", folder: Path) -> Indexed:
+    """Index all images and captions of the features in `folder`, in the space of each encoder. `run` is the one among them."""
     started = time.perf_counter()
-    images = np.empty((len(features), run.per_image, run.width), np.float32)
-    done = 0
-    for batch in run.images(features):
-        images[done : done + len(batch)] = batch
-        done += len(batch)
-    texts = run.texts([caption for captions in features.captions for caption in captions])
-    index = make_index(features, images, texts, origin(folder, run.folder, run.manifest["sha256"], features))
-    manifest = save_index(index, folder)
+    spaces = {encoder.name: Space.of(_images(encoder, features), encoder.captions(features)) for encoder in encoders}
+    built_from = None if run is None else (run.folder, run.manifest["sha256"])
+    manifest = save_index(make_index(features, spaces, origin(folder, built_from, features)), folder)
     counts = {name: manifest[name] for name in ("images", "vectors", "texts", "type", "bytes")}
     return Indexed(**counts, seconds=round(time.perf_counter() - started, 3), index=str(folder))
+
+
+def _images(encoder: Embeds, features: "Features") -> np.ndarray:
+    """The embeddings (N, Q, E) of all images."""
+    images = np.empty((len(features), encoder.per_image, encoder.width), np.float32)
+    done = 0
+    for batch in encoder.images(features):
+        images[done : done + len(batch)] = batch
+        done += len(batch)
+    return images

@@ -1,10 +1,16 @@
 """The manifest of an index. Standard library and msgspec only."""
 
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
+
+from msgspec import Meta
 
 from ...pipeline.artifacts import Count, FileEntry, Kind, Sha256, Size
 
-IMAGES, TEXTS, ROWS = "images.faiss", "texts.faiss", "rows.arrow"
+ROWS = "rows.arrow"
+SPACES = {  # scorer -> the files of its vectors, of images and of texts
+    "itc": ("images.faiss", "texts.faiss"),  # a run's space
+    "clip": ("encoder_images.faiss", "encoder_texts.faiss"),  # the encoder's own joint space
+}
 
 
 class BuiltFromRun(TypedDict):
@@ -26,13 +32,13 @@ class IndexManifest(TypedDict):
 
     type: Literal["flat"]
     images: Count
-    vectors: Count
+    vectors: Count  # of the images in the run's space, or in the encoder's if there is no run
     texts: Count
-    per_image: Size
+    spaces: Annotated[dict[Literal["itc", "clip"], Size], Meta(min_length=1)]  # vectors an image in each space
     bytes: Count
     files: list[FileEntry]
-    run: BuiltFromRun
+    run: BuiltFromRun | None
     features: BuiltFromFeatures
 
 
-INDEX = Kind("index", "qf index", IndexManifest, (IMAGES, TEXTS, ROWS))
+INDEX = Kind("index", "qf index", IndexManifest, (ROWS, *(name for names in SPACES.values() for name in names)))

@@ -1,4 +1,4 @@
-"""An index on disk: the vectors of images and of texts, and the rows that say what each vector shows.
+"""An index on disk: the vectors of images and of texts in one space or two, and the rows that say what each vector shows.
 
 An index knows the run and the features that it was built from."""
 
@@ -16,23 +16,21 @@ from ...pipeline.errors import ArtifactError, first_line
 from ...pipeline.files import atomic_file, locked, mapped
 from ...pipeline.replacement import clear, place_to_write, settle
 from ...pipeline.schema import INDEX_COLUMNS
-from .manifest import IMAGES, INDEX, ROWS, TEXTS
-from .vectors import flat, import_faiss, read_flat
+from .manifest import INDEX, ROWS, SPACES
+from .space import Space
+from .vectors import import_faiss
 
 if TYPE_CHECKING:
     from ...pipeline.features.reader import Features
 
 REBUILD = "rebuild it with `qf index`"
-ROWS_AT_ONCE = 2**16  # vectors
 
 
 @dataclass(frozen=True)
 class Index:
-    """Vectors of N images (`per_image` each, in a row) and of M texts, with what they stand for."""
+    """N images and M texts in each space, with what their vectors stand for."""
 
-    images: Any  # faiss index of N * per_image vectors
-    texts: Any | None  # faiss index of M vectors
-    per_image: int
+    spaces: dict[str, Space]  # by scorer, see SPACES
     rows: pa.Table  # INDEX_COLUMNS, row for row as in the features
     text_rows: np.ndarray  # (M,) position in `rows` of each text's image
     captions: Sequence[str]  # (M,)
@@ -41,22 +39,19 @@ class Index:
     def __len__(self) -> int:
         return int(self.rows.num_rows)
 
+    @property
+    def first(self) -> Space:
+        """The run's space, or the encoder's if there is no run."""
+        return next(self.spaces[scorer] for scorer in SPACES if scorer in self.spaces)
+
     def rows_of(self, items: np.ndarray) -> list[dict[str, Any]]:
         """The rows of these items (n,), as dicts. `take` would join the chunks, and fail at 2 GiB of thumbnails."""
         return [row for item in items.tolist() for row in self.rows.slice(item, 1).to_pylist()]
 
 
-def make_index(features: "Features", images: np.ndarray, texts: np.ndarray | None, manifest: dict[str, Any]) -> Index:
-    """An index in memory of the features' `images` (N, Q, E), or (N, E), and `texts` (M, E): all their captions, in order."""
-    per_image = images.shape[1] if images.ndim == 3 else 1
-    return Index(
-        flat(images.reshape(-1, images.shape[-1])),
-        None if texts is None else flat(texts),
-        per_image,
-        features.table.select(INDEX_COLUMNS),
-        *_texts(features.captions),
-        manifest,
-    )
+def make_index(features: "Features", spaces: dict[str, Space], manifest: dict[str, Any]) -> Index:
+    """An index in memory of all images and captions of the features, in their order."""
+    return Index(spaces, features.table.select(INDEX_COLUMNS), *_texts(features.captions), manifest)
 
 
 def _texts(captions: list[list[str]]) -> tuple[np.ndarray, list[str]]:
@@ -72,18 +67,20 @@ def save_index(index: Index, folder: Path) -> dict[str, Any]:
         place = place_to_write(folder, overwrite=True, resumes=lambda there: not has_manifest(there))
         place.mkdir(parents=True, exist_ok=True)
         clear(place, INDEX)
-        for name, part in ((IMAGES, index.images), (TEXTS, index.texts)):
+        names = [name for scorer in index.spaces for name in SPACES[scorer]]
+        parts = [part for space in index.spaces.values() for part in (space.images, space.texts)]
+        for name, part in zip(names, parts, strict=True):
             with atomic_file(place / name) as file:
                 file.write(faiss.serialize_index(part).data)
         with atomic_file(place / ROWS) as file, pa.ipc.new_file(file, index.rows.schema) as writer:
             writer.write_table(index.rows)
-        files = [described(place / name) for name in (IMAGES, TEXTS, ROWS)]
+        files = [described(place / name) for name in (*names, ROWS)]
         content = {
             "type": "flat",
             "images": len(index),
-            "vectors": int(index.images.ntotal),
-            "texts": int(index.texts.ntotal),  # type: ignore[union-attr]
-            "per_image": index.per_image,
+            "vectors": len(index) * index.first.per_image,
+            "texts": len(index.captions),
+            "spaces": {scorer: space.per_image for scorer, space in index.spaces.items()},
             "bytes": sum(file["bytes"] for file in files),
             "files": files,
             **index.manifest,
@@ -110,38 +107,33 @@ def open_index(folder: Path) -> Index:
 def _open(folder: Path, manifest: dict[str, Any]) -> Index:
     unknown = check_files(folder, manifest["files"], REBUILD)
     try:
-        images, texts = (read_flat(folder / name) for name in (IMAGES, TEXTS))
+        spaces = {
+            scorer: Space.read((folder / name for name in SPACES[scorer]), per_image)
+            for scorer, per_image in manifest["spaces"].items()
+        }
         rows = pa.ipc.open_file(mapped(folder / ROWS)).read_all().select(INDEX_COLUMNS)
         if unknown:
             rows.validate(full=True)
-        captions = rows.column("captions").to_pylist()
+        index = Index(spaces, rows, *_texts(rows.column("captions").to_pylist()), manifest)
     except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise ArtifactError(f"index {folder} is damaged ({first_line(error)}); {REBUILD}") from error
-    count, per_image = manifest["images"], manifest["per_image"]
-    found = [images.ntotal, texts.ntotal, rows.num_rows, sum(map(len, captions)), images.d]
-    if found != [manifest["vectors"], manifest["texts"], count, manifest["texts"], texts.d] or (
-        images.ntotal != count * per_image
-    ):
+    counts = (manifest["images"], manifest["images"] * index.first.per_image, manifest["texts"])
+    right = counts == (len(index), manifest["vectors"], len(index.captions))
+    right &= all(space.shape == (len(index) * space.per_image, len(index.captions), True) for space in spaces.values())
+    if not right or ("itc" in spaces) != (manifest["run"] is not None):
         raise ArtifactError(f"index {folder} is not what its manifest says; {REBUILD}")
     if unknown:
-        if not all(_finite(part) for part in (images, texts)):
+        if not all(space.is_finite() for space in spaces.values()):
             raise ArtifactError(f"index {folder} holds vectors that are not finite; {REBUILD}")
         remember(folder, manifest["files"])
-    return Index(images, texts, per_image, rows, *_texts(captions), manifest)
+    return index
 
 
-def _finite(index: Any) -> bool:
-    """Whether all vectors of a FAISS index are finite, looked at some at a time."""
-    return all(
-        np.isfinite(index.reconstruct_n(start, min(ROWS_AT_ONCE, index.ntotal - start))).all()
-        for start in range(0, index.ntotal, ROWS_AT_ONCE)
-    )
-
-
-def origin(folder: Path, run: Path, run_sha256: str, features: "Features") -> dict[str, Any]:
-    """The run and the features that an index at `folder` is built from, for its manifest. Paths are relative to the folder."""
+def origin(folder: Path, run: tuple[Path, str] | None, features: "Features") -> dict[str, Any]:
+    """The run (its folder and SHA-256), if there is one, and the features that an index at `folder` is built from, for its
+    manifest. Paths are relative to the folder."""
     return {
-        "run": {"path": os.path.relpath(run, folder), "sha256": run_sha256},
+        "run": None if run is None else {"path": os.path.relpath(run[0], folder), "sha256": run[1]},
         "features": {"path": os.path.relpath(features.folder, folder), "identity": features.identity},
     }
 
@@ -154,9 +146,9 @@ def origin_folder(folder: Path, manifest: dict[str, Any], name: str) -> Path:
         raise ArtifactError(f"index {folder} names no folder of its {name}; {REBUILD}") from error
 
 
-def check_origin(folder: Path, manifest: dict[str, Any], run_sha256: str, features: "Features") -> None:
-    """ArtifactError if the index was built from another model or from other features."""
-    if manifest["run"]["sha256"] != run_sha256:
+def check_origin(folder: Path, manifest: dict[str, Any], run_sha256: str | None, features: "Features") -> None:
+    """ArtifactError if the index was built from another model or from other features. `run_sha256` is that of its run now."""
+    if manifest["run"] is not None and manifest["run"]["sha256"] != run_sha256:
         raise ArtifactError(
             f"index {folder} was built from another model than {manifest['run']['path']} holds now; {REBUILD}"
         )

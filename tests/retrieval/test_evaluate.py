@@ -3,25 +3,25 @@
 import pytest
 import torch
 from qf.pipeline.encoders.text import TextModel
-from qf.pipeline.errors import EncoderError, QfError
+from qf.pipeline.errors import QfError
 from qf.pipeline.features.codecs import decode
 from qf.pipeline.features.reader import Features
-from qf.retrieval.encode.qformer import open_run
-from qf.retrieval.evaluate import evaluate_retrieval, scorers
-
-from conftest import run_extract  # isort: skip
+from qf.retrieval.encode.available import query_encoders
+from qf.retrieval.encode.qformer import Run
+from qf.retrieval.evaluate import evaluate_retrieval
+from qf.retrieval.mix_file import Mix, Scorer, Weights
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def run(trained):
-    return open_run(trained / "runs" / "stage1", CPU, "float32")
+    return Run(trained / "runs" / "stage1", CPU, "float32")
 
 
 def test_every_scorer_agrees_with_a_plain_count(trained, run):
     features = Features(trained / "features")
-    result = evaluate_retrieval(features, "val", scorers(features, run, CPU), rerank_at=3)
+    result = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=3)
     rows = features.rows("val")
     texts = [(n, c) for n, row in enumerate(rows) for c in features.captions[row]]
     assert (result.images, result.texts) == (len(rows), len(texts))
@@ -57,42 +57,34 @@ def test_every_scorer_agrees_with_a_plain_count(trained, run):
 
 def test_a_split_without_images_is_named(trained, run):
     with pytest.raises(
-        QfError, match=r"no captioned images in the split test \(it has 12 train, 12 val\); choose another --split"
+        QfError, match=r"no images with captions in the split test \(images: 12 train, 12 val\); choose another --split"
     ):
         evaluate_retrieval(Features(trained / "features"), "test", [run], rerank_at=3)
 
 
-def test_without_run_and_text_model_there_is_nothing_to_measure(pictures, onnx_folder, tmp_path):
-    features = run_extract(pictures, onnx_folder, tmp_path / "features")
-    with pytest.raises(QfError, match="no text model and there is no run yet"):
-        scorers(features, None, CPU)
-
-
 def test_the_encoders_own_row_comes_first_and_is_never_reranked(trained, run):
     features = Features(trained / "features")
-    assert [encoder.name for encoder in scorers(features, run, CPU)] == ["clip", "itc"]
-    alone = evaluate_retrieval(features, "val", scorers(features, None, CPU), rerank_at=3)
+    alone = evaluate_retrieval(features, "val", query_encoders(features, None, CPU), rerank_at=3)
     assert list(alone.to_json()) == ["split", "images", "texts", "clip"]
-    both = evaluate_retrieval(features, "val", scorers(features, run, CPU), rerank_at=3)
+    both = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=3)
     assert list(both.to_json()) == ["split", "images", "texts", "clip", "itc", "itc+itm@3", "rerank_seconds"]
 
 
 def test_a_matching_head_that_was_never_trained_gets_no_row(trained):
-    run, said = open_run(trained / "runs" / "stage1", CPU, "float32"), []
+    run = Run(trained / "runs" / "stage1", CPU, "float32")
     torch.nn.init.zeros_(run.embedder.model.itm_head.bias)  # as before the first step that trains the head
     features = Features(trained / "features")
-    result = evaluate_retrieval(features, "val", scorers(features, run, CPU, said.append), rerank_at=3)
+    result = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=3)
     assert list(result.rows) == ["clip", "itc"]
-    assert said == [f"no re-ranked row: run {run.folder} never trained its matching head"]
 
 
-def test_a_run_is_measured_without_the_encoder_that_made_its_features(trained, run, monkeypatch):
-    def gone(*_):
-        raise EncoderError("encoder some: no such folder")
-
-    monkeypatch.setattr("qf.pipeline.encoders.text.TextModel", gone)
-    features, said = Features(trained / "features"), []
-    assert scorers(features, run, CPU, said.append) == [run]
-    assert said == ["no zero-shot row: encoder some: no such folder"]
-    with pytest.raises(EncoderError, match="no such folder"):
-        scorers(features, None, CPU)
+def test_the_mix_has_a_row_and_one_for_each_way_to_rank(trained, run):
+    features = Features(trained / "features")
+    encoders = query_encoders(features, run, CPU)
+    mix = Mix(Scorer(Weights(1.0, 0.0, 0.0), Weights(0.0, 1.0, 1.0)), {})
+    result = evaluate_retrieval(features, "val", encoders, 3, mix)
+    assert list(result.rows) == ["clip", "itc", "itc+itm@3", "mix", "mix+itm@3"]
+    rows = {name: list(row.values()) for name, row in result.rows.items()}
+    assert rows["mix"] == rows["clip"][:3] + rows["itc"][3:]
+    assert rows["mix+itm@3"] == rows["clip"][:3] + rows["itc+itm@3"][3:]
+    assert list(evaluate_retrieval(features, "val", encoders, 0, mix).rows) == ["clip", "itc", "mix"]

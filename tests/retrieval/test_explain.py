@@ -10,7 +10,7 @@ from qf.pipeline.encoders.picture import Picture, encode_picture
 from qf.pipeline.errors import EncoderError, QfError
 from qf.pipeline.features.reader import Features
 from qf.retrieval import heatmaps
-from qf.retrieval.encode.qformer import open_run
+from qf.retrieval.encode.qformer import Run
 from qf.retrieval.explain import Grid, cached_picture, explain, grad_cam, layers_of, patch_grid, watched
 from qf.retrieval.heatmaps import draw_explanation
 from qf.trainer import qformer
@@ -143,7 +143,7 @@ def test_tokens_that_are_no_grid_are_refused():
 
 
 def test_a_file_and_its_key_give_the_same(trained, tmp_path):
-    run = open_run(trained / "runs" / "stage1", CPU, "float32")
+    run = Run(trained / "runs" / "stage1", CPU, "float32")
     features = Features(trained / "features")
     draw("red", "bar").save(tmp_path / "photo.png")
     fresh = explain(run, encode_picture(tmp_path / "photo.png", run.manifest["encoder"], CPU), "a red bar")

@@ -16,8 +16,8 @@ def part(trained, kind):
     ("kind", "names"),
     [
         ("features", ["from", "encoder", "holds", "on disk"]),
-        ("run", ["model", "trained", "losses", "features", "best"]),
-        ("index", ["holds", "from"]),
+        ("run", ["model", "trained", "losses", "features", "best", "mix"]),
+        ("index", ["holds", "spaces", "from"]),
     ],
 )
 def test_each_kind_of_artifact_is_described_line_by_line(trained, kind, names):
@@ -30,12 +30,17 @@ def test_the_text_has_the_figures_of_the_artifact(trained):
     assert "24 images (12 train, 12 val), 48 captions" in str(info(part(trained, "features")))
     assert "4 queries, from scratch" in str(info(part(trained, "run")))
     assert "24 images as 96 vectors, 48 texts (flat)" in str(info(part(trained, "index")))
+    assert "the encoder's (1 vector an image) and the run's (4 vectors an image)" in str(info(part(trained, "index")))
+    assert "validation R@1 both ways: clip " in str(info(part(trained, "run")))
 
 
 @pytest.mark.parametrize("kind", ["features", "run", "index"])
-def test_the_json_is_the_manifest(trained, kind):
+def test_the_json_is_the_manifest_and_the_mix_of_a_run(trained, kind):
     manifest = json.loads((part(trained, kind) / "manifest.json").read_text())
-    assert info(part(trained, kind)).to_json() == {name: manifest[name] for name in manifest if name != "checksum"}
+    found = info(part(trained, kind)).to_json()
+    mix = found.pop("mix", None)
+    assert found == {name: manifest[name] for name in manifest if name != "checksum"}
+    assert (mix is not None) == (kind == "run")
 
 
 def test_an_unknown_kind_is_refused(tmp_path):

@@ -103,3 +103,12 @@ def test_the_command_fails_in_one_line(copy, capfd):
     err = capfd.readouterr().err
     assert err.startswith("qf: error: ")
     assert "rows.arrow is missing (problems in all: 1); rebuild it with `qf index`" in err
+
+
+def test_a_damaged_mix_is_found_with_its_cure(copy):
+    path = copy / "runs" / "stage1" / "mix.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    found = verify(path.parent)
+    assert "mix.json is damaged or was edited" in found.problems[0]
+    assert found.cure == "`qf eval --fit-mix` refits it"

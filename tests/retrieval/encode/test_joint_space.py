@@ -34,7 +34,7 @@ def test_a_text_longer_than_the_text_model_reads_is_truncated_with_a_warning(fea
 
 @pytest.mark.parametrize(
     ("query", "warning"),
-    [("a purple bar", "the model does not know 'purple'"), ("purple", "the model knows no word of the text")],
+    [("a purple bar", "the encoder does not know 'purple'"), ("purple", "the encoder knows no word of the text")],
 )
 def test_words_outside_the_vocabulary_are_named_in_a_warning(features, caplog, query, warning):
     JointSpace(features.encoder, CPU).query(query)

@@ -8,7 +8,7 @@ import torch
 from qf.pipeline.errors import ArtifactError, QfError
 from qf.pipeline.features.codecs import decode
 from qf.pipeline.features.reader import Features
-from qf.retrieval.encode.qformer import check_features, open_run
+from qf.retrieval.encode.qformer import Run, check_features
 from qf.trainer.config import Stage1Config
 from qf.trainer.stage1.stage import train
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def run(trained):
-    return open_run(trained / "runs" / "stage1", CPU, "float32")
+    return Run(trained / "runs" / "stage1", CPU, "float32")
 
 
 def test_matching_gives_the_logit_of_each_pair(run, trained):
@@ -57,8 +57,8 @@ def test_words_outside_the_vocabulary_are_named_in_a_warning(run, caplog, query,
 def test_a_matching_head_that_was_never_trained_does_not_match(features, tmp_path):
     train(features, tmp_path / "itc", Stage1Config(**TINY | {"epochs": 1, "losses": "itc"}), CPU)
     train(features, tmp_path / "all", Stage1Config(**TINY | {"epochs": 1}), CPU)
-    assert open_run(tmp_path / "all", CPU, "float32").matches
-    run = open_run(tmp_path / "itc", CPU, "float32")
+    assert Run(tmp_path / "all", CPU, "float32").matches
+    run = Run(tmp_path / "itc", CPU, "float32")
     assert not run.matches
     with pytest.raises(QfError, match="matching head was never trained"):
         run.matching(features, np.array([0]), ["a red bar"], np.array([[0, 0]]))
@@ -72,4 +72,4 @@ def test_features_of_another_encoder_are_refused(run, pictures, onnx_folder, tmp
 
 def test_an_unfinished_run_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="qf train"):
-        open_run(tmp_path / "runs" / "none", CPU, "float32")
+        Run(tmp_path / "runs" / "none", CPU, "float32")

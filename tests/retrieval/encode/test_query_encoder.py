@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from qf.pipeline.encoders.picture import encode_picture
 from qf.retrieval.encode.joint_space import JointSpace
-from qf.retrieval.encode.qformer import open_run
+from qf.retrieval.encode.qformer import Run
 
 from conftest import draw  # isort: skip
 
@@ -15,16 +16,17 @@ TEXTS = ["a red bar", "the pole is blue", "a green square"]
 @pytest.fixture(scope="module", params=["run", "joint space"])
 def encoder(request, trained, features):
     if request.param == "run":
-        return open_run(trained / "runs" / "stage1", CPU, "float32")
+        return Run(trained / "runs" / "stage1", CPU, "float32")
     return JointSpace(features.encoder, CPU)
 
 
 def test_texts_pictures_and_images_have_the_promised_shapes(encoder, features, tmp_path):
     draw("red", "bar").save(tmp_path / "query.png")
+    seen = encode_picture(tmp_path / "query.png", features.encoder, CPU)
     found = {
         "query": encoder.query(TEXTS[0]),
         "texts": encoder.texts(TEXTS),
-        "picture": encoder.picture(tmp_path / "query.png"),
+        "picture": encoder.picture(seen),
         "images": np.concatenate(list(encoder.images(features))),
     }
     assert {name: value.shape for name, value in found.items()} == {

@@ -1,19 +1,27 @@
-"""Building an index from features and any encoder that has the face."""
+"""Building an index from features and any encoders that have the face."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import torch
 from qf.pipeline.artifacts import read_manifest
 from qf.pipeline.features.reader import Features
+from qf.retrieval.encode.joint_space import JointSpace
 from qf.retrieval.index.build import build_index
 from qf.retrieval.index.manifest import INDEX
 from qf.retrieval.index.store import open_index
+from qf.retrieval.verify import verify
+
+CPU = torch.device("cpu")
 
 
 class Counting:
     """Two embeddings an image, one for each text: their positions, in batches of five images."""
 
-    folder, manifest, per_image, width = Path("runs/counting"), {"sha256": "0" * 64}, 2, 3
+    name, per_image, width = "itc", 2, 3
+    folder, manifest = Path("runs/counting"), {"sha256": "0" * 64}
 
     def images(self, features):
         every = np.arange(len(features) * 2 * 3, dtype=np.float32).reshape(-1, 2, 3)
@@ -25,15 +33,15 @@ class Counting:
 
 def test_batches_of_images_lie_in_the_order_of_the_features(trained, tmp_path):
     features = Features(trained / "features")
-    result = build_index(Counting(), features, tmp_path / "index")
-    index = open_index(tmp_path / "index")
-    assert index.images.reconstruct_n(0, index.images.ntotal).ravel().tolist() == list(range(24 * 2 * 3))
-    assert index.texts.reconstruct_n(0, index.texts.ntotal).ravel().tolist() == list(range(48 * 3))
+    result = build_index([Counting()], Counting(), features, tmp_path / "index")
+    space = open_index(tmp_path / "index").spaces["itc"]
+    assert space.images.reconstruct_n(0, 24 * 2).ravel().tolist() == list(range(24 * 2 * 3))
+    assert space.texts.reconstruct_n(0, 48).ravel().tolist() == list(range(48 * 3))
     assert (result.images, result.vectors, result.texts, result.type) == (24, 48, 48, "flat")
 
 
 def test_the_result_is_what_scripts_and_people_read(trained, tmp_path):
-    result = build_index(Counting(), Features(trained / "features"), tmp_path / "index")
+    result = build_index([Counting()], Counting(), Features(trained / "features"), tmp_path / "index")
     manifest = read_manifest(tmp_path / "index", INDEX)
     assert list(result.to_json()) == ["images", "vectors", "texts", "type", "bytes", "seconds", "index"]
     assert result.bytes == manifest["bytes"] == sum(file["bytes"] for file in manifest["files"])
@@ -43,6 +51,32 @@ def test_the_result_is_what_scripts_and_people_read(trained, tmp_path):
 def test_building_twice_gives_the_same_bytes(trained, tmp_path):
     files = []
     for name in ("first", "second"):
-        build_index(Counting(), Features(trained / "features"), tmp_path / name)
+        build_index([Counting()], Counting(), Features(trained / "features"), tmp_path / name)
         files.append([file["sha256"] for file in read_manifest(tmp_path / name, INDEX)["files"]])
     assert files[0] == files[1]
+
+
+def test_an_index_without_a_run_is_of_the_encoders_own_space(features, tmp_path):
+    result = build_index([JointSpace(features.encoder, CPU)], None, features, tmp_path / "index")
+    assert (result.images, result.vectors, result.texts) == (24, 24, 48)
+    assert read_manifest(tmp_path / "index", INDEX)["run"] is None
+    index = open_index(tmp_path / "index")
+    assert list(index.spaces) == ["clip"]
+    assert (index.first.images.reconstruct_n(0, 24) == features.pooled).all()
+    assert sorted(path.name for path in (tmp_path / "index").glob("*.faiss")) == [
+        "encoder_images.faiss",
+        "encoder_texts.faiss",
+    ]
+    assert verify(tmp_path / "index").problems == []
+
+
+def test_images_without_captions_are_indexed(features, tmp_path):
+    bare = shutil.copytree(features.folder, tmp_path / "features")
+    uncaptioned = Features(bare)
+    uncaptioned.captions = [[] for _ in uncaptioned.captions]
+    empty = pa.array(uncaptioned.captions, pa.list_(pa.string()))
+    uncaptioned.table = uncaptioned.table.set_column(3, uncaptioned.table.schema.field("captions"), empty)
+    result = build_index([JointSpace(features.encoder, CPU)], None, uncaptioned, tmp_path / "index")
+    assert (result.images, result.texts) == (24, 0)
+    assert len(open_index(tmp_path / "index")) == 24
+    assert verify(tmp_path / "index").problems == []

@@ -1,7 +1,6 @@
 """Index files, what they remember, and what they refuse."""
 
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,14 +9,15 @@ import pytest
 import torch
 from qf.pipeline.artifacts import described, read_manifest
 from qf.pipeline.config import ComputeOptions
+from qf.pipeline.encoders.text import TextModel
 from qf.pipeline.errors import ArtifactError
 from qf.pipeline.features.reader import Features
 from qf.pipeline.schema import INDEX_COLUMNS
 from qf.pipeline.workspace import Workspace
-from qf.retrieval.encode.joint_space import JointSpace
-from qf.retrieval.encode.qformer import open_run
+from qf.retrieval.encode.qformer import Run
 from qf.retrieval.index import vectors
 from qf.retrieval.index.manifest import INDEX
+from qf.retrieval.index.space import Space
 from qf.retrieval.index.store import make_index, open_index, save_index
 from qf.retrieval.index.vectors import flat
 from qf.retrieval.search import Ranking
@@ -38,11 +38,16 @@ def workspace(trained, tmp_path):
 def test_the_index_holds_every_query_embedding_and_caption(trained):
     index = open_index(trained / "index")
     features = Features(trained / "features")
-    run = open_run(trained / "runs" / "stage1", CPU, "float32")
+    run = Run(trained / "runs" / "stage1", CPU, "float32")
     images = run.embedder.images(features, features.rows()).numpy()
-    assert np.allclose(index.images.reconstruct_n(0, index.images.ntotal).reshape(images.shape), images, atol=1e-6)
+    space, own = index.spaces["itc"], index.spaces["clip"]
+    assert np.allclose(space.images.reconstruct_n(0, 24 * 4).reshape(images.shape), images, atol=1e-6)
     texts = run.embedder.texts(index.captions).numpy()
-    assert np.allclose(index.texts.reconstruct_n(0, index.texts.ntotal), texts, atol=1e-6)
+    assert np.allclose(space.texts.reconstruct_n(0, 48), texts, atol=1e-6)
+    assert (own.images.reconstruct_n(0, 24) == features.pooled).all()
+    assert np.allclose(
+        own.texts.reconstruct_n(0, 48), TextModel(features.encoder, CPU).encode(index.captions), atol=1e-6
+    )
     assert [index.rows.column("captions")[int(row)].as_py()[0] for row in index.text_rows[::2]] == list(
         index.captions[::2]
     )
@@ -63,10 +68,8 @@ def test_thumbnails_may_weigh_more_than_2_gib():
 
     table = pa.concat_tables([shard(number) for number in range(3)])
     features = SimpleNamespace(table=table, captions=table.column("captions").to_pylist(), encoder={})
-    index = make_index(features, np.eye(6, dtype=np.float32), None, {})
-    hits = Searcher(index, features, JointSpace({"joint": 6}, CPU))._hits(
-        Ranking(np.array([4, 0]), np.array([2.0, 1.0])), 2
-    )
+    index = make_index(features, {}, {})
+    hits = Searcher(index, features, CPU)._hits(Ranking(np.array([4, 0]), np.array([2.0, 1.0])), 2)
     assert [(hit.key, hit.thumbnail) for hit in hits] == [("2a", b"\2\2\2"), ("0a", b"\0\0\0")]
 
 
@@ -109,22 +112,23 @@ def test_a_damaged_index_is_refused(workspace):
 def test_an_index_that_is_rebuilt_while_it_is_opened_is_read_whole(workspace, monkeypatch):
     folder, files = workspace / "index", []
     before = open_index(folder)
+    origin = {name: before.manifest[name] for name in ("run", "features")}
 
     def read_flat(path):
         if not files:  # another process rebuilds the index between two files
-            other = make_index(
-                Features(workspace / "features"), np.ones((24, 4, 256), np.float32), None, before.manifest
-            )
-            save_index(replace(other, texts=flat(np.zeros((48, 256)))), folder)
+            space = Space.of(np.ones((24, 4, 256)), np.zeros((48, 256)))
+            other = make_index(Features(workspace / "features"), before.spaces | {"itc": space}, origin)
+            save_index(other, folder)
         files.append(path.name)
         return vectors.read_flat(path)
 
-    monkeypatch.setattr("qf.retrieval.index.store.read_flat", read_flat)
+    monkeypatch.setattr("qf.retrieval.index.space.read_flat", read_flat)
     index = open_index(folder)
-    assert index.images.reconstruct(0)[0] == 1
-    assert index.texts.reconstruct(0)[0] == 0
+    assert index.first.images.reconstruct(0)[0] == 1
+    assert index.first.texts.reconstruct(0)[0] == 0
 
 
+@pytest.mark.parametrize("file", ["images.faiss", "encoder_images.faiss"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -136,9 +140,9 @@ def test_an_index_that_is_rebuilt_while_it_is_opened_is_read_whole(workspace, mo
     ],
     ids=["an IDMap", "another metric", "no vectors", "another dimension", "NaN"],
 )
-def test_a_crafted_index_with_the_right_checksum_is_refused(workspace, make):
+def test_a_crafted_index_with_the_right_checksum_is_refused(workspace, make, file):
     faiss = vectors.import_faiss()
-    path = workspace / "index" / "images.faiss"
+    path = workspace / "index" / file
     path.write_bytes(faiss.serialize_index(make(faiss, faiss.read_index(str(path)))).tobytes())
     manifest = read_manifest(workspace / "index", INDEX)
     files = [described(workspace / "index" / file["file"]) for file in manifest["files"]]
@@ -163,3 +167,12 @@ def test_an_index_of_a_folder_that_cannot_exist_is_refused(workspace, path):
     with pytest.raises(ArtifactError, match="names no folder of its run; rebuild it with `qf index`"):
         open_searcher(Workspace(workspace), ON)
     assert "names no folder of its run" in verify(workspace / "index").problems[0]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"run": None}, {"spaces": {"clip": 1}}, {"spaces": {"itc": 5, "clip": 1}}, {"vectors": 5}]
+)
+def test_a_manifest_that_does_not_fit_the_files_is_refused(workspace, changes):
+    reseal(workspace / "index" / "manifest.json", **changes)
+    with pytest.raises(ArtifactError, match="is not what its manifest says; rebuild it with `qf index`"):
+        open_index(workspace / "index")

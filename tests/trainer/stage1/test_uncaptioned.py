@@ -10,7 +10,7 @@ from qf.pipeline.extract.extract import extract_source
 from qf.pipeline.features.reader import Features
 from qf.pipeline.workspace import Workspace
 from qf.retrieval.config import EvalOptions, SearchOptions
-from qf.retrieval.encode.qformer import open_run
+from qf.retrieval.encode.qformer import Run
 from qf.retrieval.index.build import build_index
 from qf.retrieval.journey import evaluate
 from qf.retrieval.searcher import open_searcher
@@ -86,7 +86,8 @@ def test_search_needs_neither_training_nor_captions(bare, tmp_path):
 def test_a_trained_run_indexes_pictures_without_captions(bare, trained, tmp_path):
     run = tmp_path / "runs" / "stage1"
     train(bare, run, replace(SMALL, init=str(trained / "runs" / "stage1"), epochs=0), CPU)
-    made = build_index(open_run(run, CPU, "float32"), bare, tmp_path / "index")
+    opened = Run(run, CPU, "float32")
+    made = build_index([opened], opened, bare, tmp_path / "index")
     assert (made.images, made.texts) == (24, 0)
     assert verify(tmp_path / "index").problems == []
     assert len(open_searcher(Workspace(tmp_path), ON).search("a red square", SearchOptions(k=5, rerank=8))) == 5
