@@ -202,7 +202,8 @@ def train(
     from .retrieval.journey import train_and_index
 
     with Display(output.quiet or here.rank > 0) as display:
-        result = train_and_index(Workspace(at.workspace), options, config, on, display.say, display.training)
+        show = (display.say, display.training, display.extracting)
+        result = train_and_index(Workspace(at.workspace), options, config, on, *show)
     if here.rank == 0:
         emit(result, output)
 

@@ -12,10 +12,10 @@ from ..pipeline.artifacts import CONFIG
 from ..pipeline.config import ComputeOptions, EncoderOptions, ReadOptions
 from ..pipeline.device import resolve_device
 from ..pipeline.errors import QfError
-from ..pipeline.extract.extract import Extracted, OnStatus, extract_source
+from ..pipeline.extract.extract import Extracted, extract_source
 from ..pipeline.features.reader import Features
 from ..pipeline.formatting import counted
-from ..pipeline.results import Result
+from ..pipeline.results import OnStatus, Result, no_status
 from ..pipeline.workspace import Workspace
 from ..trainer.config import Stage1Config
 from ..trainer.runs.folder import Trained, read_settings
@@ -45,7 +45,7 @@ class Watch:
     """The functions that are called while the journey goes on."""
 
     say: Callable[[str], None] = lambda text: None
-    extracting: OnStatus = lambda status: None
+    extracting: OnStatus = no_status
     training: Report = no_report
 
 

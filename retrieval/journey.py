@@ -10,7 +10,7 @@ from ..pipeline.device import resolve_device
 from ..pipeline.encoders.picture import encode_picture
 from ..pipeline.errors import ArtifactError, QfError
 from ..pipeline.features.reader import Features
-from ..pipeline.results import Result
+from ..pipeline.results import OnStatus, Result, no_status
 from ..pipeline.workspace import Workspace
 from ..trainer.config import Stage1Config, TrainOptions
 from ..trainer.distributed.processes import Processes
@@ -47,7 +47,13 @@ class TrainedAndIndexed(Result):
 
 
 def train_and_index(
-    workspace: Workspace, options: TrainOptions, config: Stage1Config, on: DeviceOptions, say: Say, report: Report
+    workspace: Workspace,
+    options: TrainOptions,
+    config: Stage1Config,
+    on: DeviceOptions,
+    say: Say,
+    report: Report,
+    progress: OnStatus = no_status,
 ) -> TrainedAndIndexed:
     """Train a run in the workspace, then fit its mix and index it. All processes that train together call it; rank 0 goes on
     alone after training."""
@@ -65,6 +71,7 @@ def train_and_index(
         cache_on_device=options.cache_on_device,
         say=say,
         tensorboard=options.tensorboard,
+        progress=progress,
     )
     processes.leave()
     if not processes.first:

@@ -67,7 +67,7 @@ def test_a_run_that_cannot_match_has_no_rows_of_matching(work):
 
 def test_without_captions_in_the_validation_split_there_is_no_mix(work, monkeypatch):
     features, run, encoders = work
-    monkeypatch.setattr(features, "rows", lambda split=None: np.arange(0))
+    monkeypatch.setattr(features, "rows", lambda split=None, captioned=False: np.arange(0))
     said = []
     with pytest.raises(
         QfError, match="no mix is fitted: .* has no images with captions in the split val; extract with"

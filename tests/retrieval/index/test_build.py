@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from qf.pipeline.artifacts import read_manifest
 from qf.pipeline.features.reader import Features
@@ -13,6 +12,8 @@ from qf.retrieval.index.build import build_index
 from qf.retrieval.index.manifest import INDEX
 from qf.retrieval.index.store import open_index
 from qf.retrieval.verify import verify
+
+from conftest import run_extract  # isort: skip
 
 CPU = torch.device("cpu")
 
@@ -27,8 +28,8 @@ class Counting:
         every = np.arange(len(features) * 2 * 3, dtype=np.float32).reshape(-1, 2, 3)
         yield from (every[start : start + 5] for start in range(0, len(every), 5))
 
-    def texts(self, texts):
-        return np.arange(len(texts) * 3, dtype=np.float32).reshape(-1, 3)
+    def captions(self, features):
+        return np.arange(sum(map(len, features.captions)) * 3, dtype=np.float32).reshape(-1, 3)
 
 
 def test_batches_of_images_lie_in_the_order_of_the_features(trained, tmp_path):
@@ -70,13 +71,10 @@ def test_an_index_without_a_run_is_of_the_encoders_own_space(features, tmp_path)
     assert verify(tmp_path / "index").problems == []
 
 
-def test_images_without_captions_are_indexed(features, tmp_path):
-    bare = shutil.copytree(features.folder, tmp_path / "features")
-    uncaptioned = Features(bare)
-    uncaptioned.captions = [[] for _ in uncaptioned.captions]
-    empty = pa.array(uncaptioned.captions, pa.list_(pa.string()))
-    uncaptioned.table = uncaptioned.table.set_column(3, uncaptioned.table.schema.field("captions"), empty)
-    result = build_index([JointSpace(features.encoder, CPU)], None, uncaptioned, tmp_path / "index")
+def test_images_without_captions_are_indexed(pictures, clip_folder, tmp_path):
+    bare = shutil.copytree(pictures.parent, tmp_path / "photos", ignore=shutil.ignore_patterns("*.csv"))
+    features = run_extract(bare, clip_folder, tmp_path / "features")
+    result = build_index([JointSpace(features.encoder, CPU)], None, features, tmp_path / "index")
     assert (result.images, result.texts) == (24, 0)
     assert len(open_index(tmp_path / "index")) == 24
     assert verify(tmp_path / "index").problems == []

@@ -46,7 +46,7 @@ def test_the_index_holds_every_query_embedding_and_caption(trained):
     assert np.allclose(space.texts.reconstruct_n(0, 48), texts, atol=1e-6)
     assert (own.images.reconstruct_n(0, 24) == features.pooled).all()
     assert np.allclose(
-        own.texts.reconstruct_n(0, 48), TextModel(features.encoder, CPU).encode(index.captions), atol=1e-6
+        own.texts.reconstruct_n(0, 48), TextModel(features.encoder, CPU).encode(index.captions), atol=1e-3
     )
     assert [index.rows.column("captions")[int(row)].as_py()[0] for row in index.text_rows[::2]] == list(
         index.captions[::2]
