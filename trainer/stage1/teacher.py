@@ -57,10 +57,18 @@ class SpaceTeacher:
 
 def resolve_teacher(config: Stage1Config, features: Features) -> str:
     """The teacher of `config.teach`: "encoder", "none", or the name of a sentence encoder. "auto" is the encoder where it has text
-    and the shared space starts afresh. Errors as of `read_weights`."""
+    and the shared space starts afresh. TrainingError if a named one has nothing to teach; others as of `read_weights`."""
+    if (
+        not config.epochs or len(features.rows("train", captioned=True)) < 2
+    ):  # nothing to train, or too little: refused later
+        return "none"
     if config.teach != "auto":
+        if config.teach != "none" and LOSSES[0] not in chosen_losses(config):
+            raise TrainingError(
+                f"--teach {config.teach} teaches ITC: add itc to --losses {config.losses}, or --teach none"
+            )
         return config.teach
-    if not config.epochs or LOSSES[0] not in chosen_losses(config):
+    if LOSSES[0] not in chosen_losses(config):
         return "none"
     return "encoder" if _encoder_has_text(features) and not has_shared_space(config) else "none"
 

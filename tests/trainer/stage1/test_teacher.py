@@ -1,5 +1,6 @@
 """Who teaches the shared space, and what it comes to know."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,4 +135,13 @@ def test_a_teacher_that_does_not_fit_is_refused(clip_features, onnx_features, tr
         train(clip_features, tmp_path / "b", config, CPU)
     with pytest.raises(EncoderError, match="nowhere"):
         train(clip_features, tmp_path / "c", Stage1Config(**FEW | {"teach": "nowhere!"}), CPU)
+    with pytest.raises(TrainingError, match="--teach encoder teaches ITC: add itc to --losses itm"):
+        train(clip_features, tmp_path / "d", Stage1Config(**FEW | {"teach": "encoder", "losses": "itm"}), CPU)
     assert not any(Path(tmp_path).iterdir())
+
+
+def test_too_few_captioned_images_are_refused_before_the_teacher_is_asked(pictures, clip_folder, tmp_path):
+    bare = shutil.copytree(pictures.parent, tmp_path / "photos", ignore=shutil.ignore_patterns("*.csv"))
+    features = run_extract(bare, clip_folder, tmp_path / "features")
+    with pytest.raises(TrainingError, match="holds no captions: `qf search` works without training"):
+        train(features, tmp_path / "run", Stage1Config(**FEW | {"teach": "auto"}), CPU)
