@@ -31,7 +31,16 @@ from .sheet import contact_sheet
 
 RUN = "demo"
 SAMPLE_SEED = 0
-TRAINING = Stage1Config(epochs=DEMO_EPOCHS, batch_size=64, lr=1e-3, contrast_first=0.4, checkpoint_every=100)
+TRAINING = Stage1Config(  # nothing here generates; the encoder teaches, so a high rate does no harm
+    epochs=DEMO_EPOCHS,
+    losses="itc,itm",
+    batch_size=64,
+    lr=2e-3,
+    dropout=0.0,
+    contrast_first=0.5,
+    easy_negatives=0.3,
+    checkpoint_every=100,
+)
 LEAST_EPOCHS = 0.5  # trained even where the minutes do not suffice for them
 SPARE = 0.1  # share of the minutes that is not planned
 # what these cost for an image, in units of its part in a training step of all losses; measured in float32

@@ -67,7 +67,7 @@ def slow(tmp_path_factory):
 
     folder, said = tmp_path_factory.mktemp("slow") / "demo", []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "measure_pace", lambda *arguments: Pace(30.0, 60.0))
+        patch.setattr(module, "measure_pace", lambda *arguments: Pace(60.0, 120.0))
         with pytest.raises(Stop):
             demo(folder, DemoOptions(scenes=48), ON, Watch(said.append, training=interrupt))
         begun = read_settings(folder / "runs" / "demo")["train"]["epochs"]

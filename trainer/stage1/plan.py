@@ -1,7 +1,7 @@
 """The plan of a step of stage 1: which losses, and how hard its negatives are. Pure functions of the number of the step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...pipeline.errors import TrainingError
 from ..config import Stage1Config
@@ -48,21 +48,42 @@ def hardness(step: int, total: int, config: Stage1Config) -> float:
     return min(1.0, max(0, step - begin) / ramp) if ramp else 1.0
 
 
-def teaching(step: int, total: int, config: Stage1Config) -> float:
-    """How much the teacher counts, from 1 at the first step down to 0 after a share `teach_until` of the steps."""
-    if config.teach == "none" or not config.teach_until:
-        return 0.0
-    return max(0.0, 1 - step / (config.teach_until * total))
+@dataclass(frozen=True)
+class Lessons:
+    """How a teacher teaches: the weight of loss_teach, the share of soft targets, and until which share of the steps."""
+
+    weight: float
+    soft_targets: float
+    until: float  # it counts less and less up to there; 0: it counts alike to the end
+
+
+# The encoder has seen far more pictures than a training on it will: it is never let go. A sentence encoder's map to pictures was
+# fitted on the training images themselves: drawing features to it costs, its soft targets do not (benchmarks/results.md).
+BY_ENCODER, BY_SENTENCES, BY_NOBODY = Lessons(10.0, 0.5, 0.0), Lessons(0.0, 0.5, 1.0), Lessons(0.0, 0.0, 0.0)
+
+
+def lessons(config: Stage1Config) -> Lessons:
+    """How the teacher of a run teaches. Fields of the options that are not None win."""
+    if config.teach == "none":
+        return BY_NOBODY
+    own = BY_ENCODER if config.teach in ("auto", "encoder") else BY_SENTENCES
+    given = {"weight": config.teach_weight, "soft_targets": config.soft_targets, "until": config.teach_until}
+    return replace(own, **{name: value for name, value in given.items() if value is not None})
+
+
+def teaching(step: int, total: int, taught: Lessons) -> float:
+    """How much the teacher counts at a step, from 1 down to 0."""
+    return max(0.0, 1 - step / (taught.until * total)) if taught.until else 1.0
 
 
 def plan(number: int, total: int, config: Stage1Config) -> StepPlan:
     """The plan of batch `number` in a run of `total` steps."""
-    step = number // config.accumulate
-    counts = teaching(step, total, config)
+    step, taught = number // config.accumulate, lessons(config)
+    counts = teaching(step, total, taught)
     return StepPlan(
         number,
         losses_at(step, total, config),
         hardness(step, total, config),
-        config.teach_weight * counts,
-        config.soft_targets * counts,
+        taught.weight * counts,
+        taught.soft_targets * counts,
     )

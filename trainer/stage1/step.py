@@ -88,7 +88,7 @@ class Stage1Step(nn.Module):
         with torch.enable_grad(), torch.autocast(texts.device.type, enabled=False):
             images, texts, temp = [leaf.requires_grad_() for leaf in leaves]
             similarity = similarities(images, texts) / temp  # (B, M)
-            lesson = batch.lesson if plan.teach else None
+            lesson = batch.lesson if plan.teach or plan.soft_targets else None
             losses = {"loss_itc": itc_loss(similarity, positive, lesson, plan.soft_targets)}
             total = losses["loss_itc"]
             if lesson is not None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from qf.pipeline.errors import TrainingError
 from qf.trainer.config import Stage1Config
-from qf.trainer.stage1.plan import StepPlan, chosen_losses, hardness, losses_at, plan, teaching
+from qf.trainer.stage1.plan import StepPlan, chosen_losses, hardness, lessons, losses_at, plan, teaching
 
 
 def test_negatives_become_harder_with_the_step():
@@ -39,6 +39,18 @@ def test_an_unknown_loss_is_refused():
 
 def test_the_teacher_is_let_go_step_by_step():
     config = Stage1Config(teach_until=0.5, teach_weight=4.0, soft_targets=0.5)
-    assert [teaching(step, 100, config) for step in (0, 25, 50, 99)] == [1.0, 0.5, 0.0, 0.0]
+    assert [teaching(step, 100, lessons(config)) for step in (0, 25, 50, 99)] == [1.0, 0.5, 0.0, 0.0]
     assert (plan(25, 100, config).teach, plan(25, 100, config).soft_targets) == (2.0, 0.25)
-    assert teaching(0, 100, Stage1Config(teach_until=0.0)) == 0.0
+
+
+def test_the_encoder_teaches_to_the_end_and_a_sentence_encoder_by_soft_targets_alone():
+    encoder, sentences = Stage1Config(teach="encoder"), Stage1Config(teach="some/model")
+    assert [(plan(n, 100, encoder).teach, plan(n, 100, encoder).soft_targets) for n in (0, 99)] == [(10.0, 0.5)] * 2
+    assert [(plan(n, 100, sentences).teach, plan(n, 100, sentences).soft_targets) for n in (0, 50)] == [
+        (0.0, 0.5),
+        (0.0, 0.25),
+    ]
+    assert (plan(0, 100, Stage1Config(teach="none")).teach, plan(0, 100, Stage1Config(teach="none")).soft_targets) == (
+        0.0,
+        0.0,
+    )
