@@ -72,6 +72,6 @@ def evaluate_retrieval(
     k, seconds = rerank_at if scores.matcher else 0, None
     if k:
         started = time.perf_counter()
-        scores.match([scorer for name, scorer in scorers.items() if name != "clip"], k)
+        scores.match([scorer for name, scorer in scorers.items() if name != "clip" and scorer.matches], k)
         seconds = round(time.perf_counter() - started, 2)
     return Evaluated(split, len(data.rows), len(data.texts), scores.rows(scorers, k), seconds)

@@ -37,6 +37,11 @@ class Scorer:
     text_to_image: Weights
     image_to_text: Weights
 
+    @property
+    def matches(self) -> bool:
+        """Whether matching counts in either direction."""
+        return bool(self.text_to_image.itm or self.image_to_text.itm)
+
 
 ENCODER = Scorer(Weights(1, 0, 1), Weights(1, 0, 1))
 RUN_ALONE = Scorer(Weights(0, 1, 1), Weights(0, 1, 1))  # re-ranks as BLIP-2 does
