@@ -20,7 +20,7 @@ QUERIES = (
     Query("a white boat on the sea", Meaning((Part(1, colour="white", shape="boat"),), background="sea")),
     Query("three hearts", Meaning((Part(3, shape="heart"),))),
     Query("a star inside a ring", Meaning((Part(1, shape="star"), Part(1, shape="ring")), "inside")),
-    Query("two boats on a white background", Meaning((Part(2, shape="boat"),), background="white")),
+    Query("two large things on a black background", Meaning((Part(2, "large"),), background="black")),
     Query("a tiny pink house", Meaning((Part(1, "small", "pink", "house"),))),
     Query("a fish and a flower", Meaning((Part(1, shape="fish"), Part(1, shape="flower")))),
     Query("a house in the snow", Meaning((Part(1, shape="house"),), background="snow")),
@@ -28,7 +28,7 @@ QUERIES = (
     Query("a large black cross", Meaning((Part(1, "large", "black", "cross"),))),
     Query("a heart inside a square", Meaning((Part(1, shape="heart"), Part(1, shape="square")), "inside")),
     Query("a big fish and a tiny star", Meaning((Part(1, "large", shape="fish"), Part(1, "small", shape="star")))),
-    Query("two large things on a black background", Meaning((Part(2, "large"),), background="black")),
+    Query("two boats on a white background", Meaning((Part(2, shape="boat"),), background="white")),
 )
 
 
