@@ -6,7 +6,7 @@ from pathlib import Path
 from ..pipeline.errors import UsageError
 from ..pipeline.options import Panel, option
 
-DEMO_EPOCHS, DEMO_MINUTES = 5.0, 5  # what the demo trains, on a machine that ends within so many minutes
+DEMO_EPOCHS, DEMO_MINUTES = 4.0, 5  # what the demo trains, on a machine that ends within so many minutes
 QUERY, OUTPUT = Panel(1, "What is searched"), Panel(2, "What is drawn")
 RERANK = 16  # candidates that are re-ranked where no other number is given
 SCORERS = ("mix", "itc", "encoder")

@@ -35,10 +35,9 @@ TRAINING = Stage1Config(  # nothing here generates; the encoder teaches, so a hi
     epochs=DEMO_EPOCHS,
     losses="itc,itm",
     batch_size=64,
-    captions_per_image=2,
     lr=2e-3,
     dropout=0.0,
-    contrast_first=0.7,
+    contrast_first=0.5,
     easy_negatives=0.3,
     checkpoint_every=100,
 )
