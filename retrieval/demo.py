@@ -42,7 +42,7 @@ TRAINING = Stage1Config(  # nothing here generates; the encoder teaches, so a hi
     checkpoint_every=100,
 )
 LEAST_EPOCHS = 0.5  # trained even where the minutes do not suffice for them
-SPARE = 0.04  # share of the minutes that is not planned
+SPARE = 0.06  # share of the minutes that is not planned
 # what these cost for an image, in units of its part in a training step of all losses; measured in float32
 VALIDATED, INDEXED, EVALUATED = 1.0, 0.14, 8.0
 RERANK = 16  # candidates of each query
