@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from qf.pipeline.device import resolve_device
 from qf.pipeline.features.reader import Features
+from qf.retrieval.config import RERANK
 from qf.retrieval.encode.available import query_encoders
 from qf.retrieval.encode.qformer import Run
 from qf.retrieval.evaluate import evaluate_retrieval
+from qf.retrieval.mix_file import WAYS
 from qf.retrieval.validation import fit_mix
 from qf.trainer.config import Stage1Config
 from qf.trainer.stage1.stage import train
@@ -28,7 +30,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "features drawn to the teacher's": {"soft_targets": 0.0},
     "both": {},
 }
-RERANK = 16
 
 
 def main() -> None:
@@ -58,9 +59,6 @@ def main() -> None:
             results.setdefault(variant, []).append({"seed": seed, **found, "minutes": round(trained.seconds / 60, 2)})
     means = {name: mean(runs) for name, runs in results.items()}
     print(json.dumps({"split": options.split, "train": options.train, "variants": results, "means": means}, indent=2))
-
-
-WAYS = ("text_to_image", "image_to_text")
 
 
 def mean(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..trainer.runs.folder import Trained, read_settings
 from ..trainer.runs.log import Report, no_report
 from ..trainer.stage1.pace import Pace, measure_pace
 from ..trainer.stage1.stage import train
-from .config import DEMO_EPOCHS, DEMO_MINUTES, DemoOptions, EvalOptions
+from .config import DEMO_EPOCHS, DEMO_MINUTES, RERANK, DemoOptions, EvalOptions
 from .evaluate import Evaluated
 from .index.build import Indexed
 from .journey import evaluate, index_run
@@ -45,7 +45,6 @@ LEAST_EPOCHS = 0.5  # trained even where the minutes do not suffice for them
 SPARE = 0.06  # share of the minutes that is not planned
 # what these cost for an image, in units of its part in a training step of all losses; measured in float32
 VALIDATED, INDEXED, EVALUATED = 1.0, 0.14, 8.0
-RERANK = 16  # candidates of each query
 SEARCHES, HITS = 6, 6  # rows of the contact sheet, and tiles in a row
 
 
@@ -138,7 +137,7 @@ def demo(folder: Path, options: DemoOptions, on: ComputeOptions, watch: Watch) -
     watch.say("training a Q-Former on the cached features")
     trained = train(features, workspace.run(RUN), replace(config, epochs=epochs), device, report=watch.training)
     indexed = index_run(workspace, RUN, on, watch.say)
-    evaluated = evaluate(workspace, EvalOptions(split="test", rerank=RERANK, fit_mix=True), RUN, on, watch.say)
+    evaluated = evaluate(workspace, EvalOptions(split="test", fit_mix=True), RUN, on, watch.say)
     watch.say("searching")
     searches = search_sample(open_searcher(workspace, on))
     sheet = folder / "demo.png"

@@ -259,3 +259,11 @@ def trained(features):
     fit_mix(features, run, encoders, print)
     build_index(encoders, run, features, workspace / "index")
     return workspace
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    """The trained run, opened anew for each file of tests."""
+    from qf.retrieval.encode.qformer import Run
+
+    return Run(trained / "runs" / "stage1", torch.device("cpu"), "float32")

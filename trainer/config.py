@@ -126,9 +126,8 @@ class Stage1Config(LoopConfig):
     # how it teaches; None: as `stage1.plan.lessons` has it for that teacher
     teach_weight: float | None = hidden(None)  # of loss_teach
     soft_targets: float | None = hidden(None)  # share of the contrastive targets that is the teacher's similarities
-    teach_until: float | None = hidden(
-        None
-    )  # share of the steps after which it counts for nothing; 0: it counts to the end
+    # share of the steps in which it counts, less and less; 0: alike to the end
+    teach_until: float | None = hidden(None)
     num_query_tokens: int | None = option(None, "Queries; the preset's unless given.", min=1, max=1024, panel=WHAT)
     max_text_length: int = option(
         32, "Tokens of a caption, [CLS] and [SEP] included; longer ones are truncated.", min=3, max=2**16, panel=WHAT

@@ -71,8 +71,8 @@ class SentenceModel:
             ).to(self.device)
             mask = batch["attention_mask"]
             hidden: Tensor = self.model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-            weights = F.one_hot(torch.zeros(len(mask), dtype=torch.long), mask.shape[1]) if self.first_token else mask
-            pooled = (hidden * weights.to(hidden)[..., None]).sum(1)  # a unit vector needs no division by the count
+            # a unit vector needs no division by the count
+            pooled = hidden[:, 0] if self.first_token else (hidden * mask[..., None]).sum(1)
             parts.append(F.normalize(pooled, dim=-1).cpu().numpy())
         return np.concatenate(parts)
 

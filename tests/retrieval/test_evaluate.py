@@ -14,11 +14,6 @@ from qf.retrieval.mix_file import Mix, Scorer, Weights
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def run(trained):
-    return Run(trained / "runs" / "stage1", CPU, "float32")
-
-
 def test_every_scorer_agrees_with_a_plain_count(trained, run):
     features = Features(trained / "features")
     result = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=3)

@@ -5,16 +5,10 @@ import torch
 from qf.pipeline.errors import EncoderError, QfError
 from qf.pipeline.features.reader import Features
 from qf.retrieval.encode.available import query_encoders
-from qf.retrieval.encode.qformer import Run
 
 from conftest import run_extract  # isort: skip
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def run(trained):
-    return Run(trained / "runs" / "stage1", CPU, "float32")
 
 
 def test_the_encoder_comes_before_the_run(trained, run):

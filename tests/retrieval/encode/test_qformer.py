@@ -17,11 +17,6 @@ from conftest import TINY, run_extract  # isort: skip
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def run(trained):
-    return Run(trained / "runs" / "stage1", CPU, "float32")
-
-
 def test_matching_gives_the_logit_of_each_pair(run, trained):
     features, rows, texts = Features(trained / "features"), np.array([5, 2]), ["a red bar", "a blue pole"]
     pairs = np.array([[1, 0], [0, 1], [1, 1]])
