@@ -1,12 +1,14 @@
 """The sizes of a Q-Former and the options of its training, as dataclasses. Standard library only: the command line imports it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..pipeline.errors import UsageError
-from ..pipeline.options import Panel, hidden, option, required
+from ..pipeline.options import OPTION, Panel, hidden, option, required
 
 WHAT, START, HOW_LONG = Panel(1, "What is trained"), Panel(2, "Where training starts"), Panel(3, "How long and how")
 MEMORY, OUTPUT = Panel(4, "Memory and speed"), Panel(5, "What is written")
+STAGE2 = Panel(6, "Stage 2 alone")
+HOW = Panel(1, "How the text is generated")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,11 @@ class TrainOptions:
     """How a training is started and where it is written; no part of what the run is."""
 
     stage: int = option(
-        1, "1: the Q-Former alone. Stage 2, with a language model, is still to come.", min=1, max=1, panel=WHAT
+        1,
+        "1: the Q-Former alone, for search. 2: with a frozen language model, for captions and answers.",
+        min=1,
+        max=2,
+        panel=WHAT,
     )
     nproc: int = option(
         1, "Processes on this machine, one a GPU; or start them with torchrun.", min=1, max=1024, panel=MEMORY
@@ -112,10 +118,45 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage1Config(LoopConfig):
-    """How to train stage 1; saved with the run."""
+class QFormerTraining(LoopConfig):
+    """The options of any training of a Q-Former."""
 
     preset: str = option("tiny", f"Size of the Q-Former: {', '.join(PRESETS)}.", panel=WHAT)
+    num_query_tokens: int | None = option(None, "Queries; the preset's unless given.", min=1, max=1024, panel=WHAT)
+    max_text_length: int = option(
+        32, "Tokens of a caption, special ones included; longer ones are truncated.", min=3, max=2**16, panel=WHAT
+    )
+    dropout: float = option(0.1, "Dropout in the Q-Former.", min=0, max=0.9, panel=WHAT)
+    token_dropout: float = option(
+        0.0, "Share of an image's tokens left out of each step, others each time.", min=0, max=0.9, panel=WHAT
+    )
+    matched_captions: int = option(
+        1,
+        "Captions of each image that matching and generation see; 0: all of the step. Stage 2: texts of each image in a step.",
+        min=0,
+        max=2**20,
+        panel=WHAT,
+    )
+    init: str | None = option(
+        None,
+        "Weights to start from: a run; a Hugging Face BLIP-2 or BERT, folder or id; a LAVIS BLIP-2 stage-1 .pth or "
+        ".safetensors. Their sizes win over the preset's. Parts that they lack start afresh, with a warning. Stage 2: the latest "
+        "run of stage 1 unless given; none starts afresh.",
+        panel=START,
+    )
+    shuffle_window: int = option(
+        65536,
+        "Images shuffled together. A smaller window reads longer runs from disk, where the features do not fit in memory.",
+        min=1,
+        max=2**40,
+        panel=MEMORY,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Config(QFormerTraining):
+    """How to train stage 1; saved with the run."""
+
     losses: str = option("itc,itm,itg", "The objectives to sum.", panel=WHAT)
     teach: str = option(
         "auto",
@@ -128,20 +169,9 @@ class Stage1Config(LoopConfig):
     soft_targets: float | None = hidden(None)  # share of the contrastive targets that is the teacher's similarities
     # share of the steps in which it counts, less and less; 0: alike to the end
     teach_until: float | None = hidden(None)
-    num_query_tokens: int | None = option(None, "Queries; the preset's unless given.", min=1, max=1024, panel=WHAT)
-    max_text_length: int = option(
-        32, "Tokens of a caption, [CLS] and [SEP] included; longer ones are truncated.", min=3, max=2**16, panel=WHAT
-    )
     vocab_size: int = hidden(8000)  # of the WordPiece vocabulary that is trained where no tokenizer is given
-    dropout: float = option(0.1, "Dropout in the Q-Former.", min=0, max=0.9, panel=WHAT)
-    token_dropout: float = option(
-        0.0, "Share of an image's tokens left out of each step, others each time.", min=0, max=0.9, panel=WHAT
-    )
     captions_per_image: int = option(
         0, "Captions of each image in a step; 0: all, at most 16.", min=0, max=2**20, panel=WHAT
-    )
-    matched_captions: int = option(
-        1, "Captions of each image that matching and generation see; 0: all of the step.", min=0, max=2**20, panel=WHAT
     )
     # small data, benchmarks/results.md: ITC alone first, then matching with random negatives that give way to hard ones
     contrast_first: float = option(
@@ -158,12 +188,6 @@ class Stage1Config(LoopConfig):
         max=1,
         panel=HOW_LONG,
     )
-    init: str | None = option(
-        None,
-        "Weights to start from: a run; a Hugging Face BLIP-2 or BERT, folder or id; a LAVIS BLIP-2 stage-1 .pth or "
-        ".safetensors. Their sizes win over the preset's. Parts that they lack start afresh, with a warning.",
-        panel=START,
-    )
     tokenizer: str | None = option(
         None,
         "Folder or id with a BERT tokenizer. Default: that of --init; bert-base-uncased, fetched, for a LAVIS .pth, which "
@@ -177,15 +201,102 @@ class Stage1Config(LoopConfig):
         max=2**24,
         panel=MEMORY,
     )
-    shuffle_window: int = option(
-        65536,
-        "Images shuffled together. A smaller window reads longer runs from disk, where the features do not fit in memory.",
-        min=1,
-        max=2**40,
-        panel=MEMORY,
-    )
 
     def check(self) -> None:
         """UsageError unless the options make a training."""
         if not self.epochs and self.init is None:
             raise UsageError("--epochs 0 trains nothing: give the weights to keep with --init")
+
+
+TASKS = ("caption", "vqa", "chat")
+TRAINED = ("qformer", "projection")
+LLM_PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8", "int4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2Config(QFormerTraining):
+    """How to train stage 2; saved with the run."""
+
+    llm: str | None = option(
+        None,
+        "The frozen language model: a folder or Hugging Face id of any causal or encoder-decoder model of transformers; "
+        "smollm2 (extra smollm2); builtin, a small one for the sample.",
+        panel=STAGE2,
+    )
+    llm_precision: str = option(
+        "auto",
+        f"What the language model computes in: {', '.join(LLM_PRECISIONS)}. int8 and int4 need CUDA and bitsandbytes.",
+        panel=STAGE2,
+    )
+    task: str = option(
+        "caption", "caption: captions. vqa: answers to questions. chat: the assistant's turns of dialogs.", panel=STAGE2
+    )
+    prompt: str | None = option(
+        None,
+        "What the language model reads before the text to generate; {} stands for the question. The task's unless given. "
+        "Generation uses it again.",
+        panel=STAGE2,
+    )
+    parts: str = option(
+        "qformer",
+        "What is trained: qformer, its query side and the projection; projection, that alone.",
+        flags=("--train",),
+        panel=STAGE2,
+    )
+    instruct: bool = option(
+        False, "Let the Q-Former read the question as well (InstructBLIP). Its text side comes from --init.", panel=STAGE2
+    )
+    prefix_lm: bool = option(
+        False,
+        "For encoder-decoder models: split each caption at a random word. The encoder reads the first part, the decoder "
+        "learns the rest (BLIP-2's way).",
+        panel=STAGE2,
+    )
+
+    def check(self) -> None:
+        """UsageError unless the options make a training."""
+        for name, flag, values in (("parts", "train", TRAINED), ("task", "task", TASKS), ("llm_precision", "llm-precision", LLM_PRECISIONS)):
+            if getattr(self, name) not in values:
+                raise UsageError(f"--{flag} {getattr(self, name)}: use {', '.join(values)}")
+        if self.llm is None:
+            raise UsageError("--stage 2 needs a language model: give --llm, such as --llm smollm2 or --llm builtin")
+        if self.prompt is not None and self.task != "caption" and self.prompt.count("{}") != 1:
+            raise UsageError(f"--prompt {self.prompt!r}: {{}} must stand in it once, for the question")
+
+
+def of_stage(stage: int, first: Stage1Config, second: Stage2Config) -> Stage1Config | Stage2Config:
+    """The configuration of that stage, checked. UsageError if the other one has an option that this stage lacks."""
+    chosen, other = (first, second) if stage == 1 else (second, first)
+    for field in fields(other):
+        if not hasattr(chosen, field.name) and getattr(other, field.name) != field.default:
+            flags = field.metadata[OPTION].flags or (f"--{field.name.replace('_', '-')}",)
+            raise UsageError(f"{flags[0]} is an option of stage {3 - stage}: add --stage {3 - stage}, or leave it out")
+    chosen.check()
+    return chosen
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How a text is generated. None: what the task takes."""
+
+    beams: int | None = option(None, "Beams of the search; 1: greedy. 5 unless given.", min=1, max=100, panel=HOW)
+    min_length: int = option(1, "Least tokens of a text.", min=0, max=2**16, panel=HOW)
+    max_length: int | None = option(
+        None, "Most tokens of a text; 30 for captions, 10 for answers, 200 in a chat unless given.", min=1, max=2**16, panel=HOW
+    )
+    length_penalty: float | None = hidden(None)  # exponent of the length that a beam's score is divided by
+    temperature: float = option(
+        0.0, "0: the likeliest text. Above: drawn at random, more freely the higher; without beams.", min=0, max=100, panel=HOW
+    )
+    top_p: float = option(1.0, "Draw from the likeliest tokens that make up this share.", min=0.01, max=1, panel=HOW)
+    repetition_penalty: float = option(
+        1.0, "Above 1: tokens that the text has already become less likely.", min=0.1, max=10, panel=HOW
+    )
+    seed: int = option(0, "Seed of what is drawn at random.", min=0, max=2**63 - 1, panel=HOW)
+
+    def check(self) -> None:
+        """UsageError if the options do not go together."""
+        if self.temperature and (self.beams or 1) > 1:
+            raise UsageError("--temperature draws at random, --beams searches: give one of them")
+        if self.max_length is not None and self.min_length > self.max_length:
+            raise UsageError(f"--min-length {self.min_length} is more than --max-length {self.max_length}")

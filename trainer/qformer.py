@@ -26,15 +26,21 @@ KeyValue = tuple[Tensor, Tensor]  # each (·, H, length, D / H)
 
 
 @dataclass(frozen=True)
-class ImageEncoding:
-    """B encoded images, with the keys and values that `match` and `caption_logits` reuse."""
+class QueryOutput:
+    """B images that the queries have read, with the keys and values that a text beside them reuses."""
 
     output: Tensor  # (B, Q, D)
-    features: Tensor  # (B, Q, E), unit length
     cross: list[
         KeyValue | None
     ]  # for each layer: the image's keys and values (B, H, T, D / H), None without cross-attention
     queries: list[KeyValue]  # for each layer: keys and values of the queries' self-attention (B, H, Q, D / H)
+
+
+@dataclass(frozen=True)
+class ImageEncoding(QueryOutput):
+    """The same with the features of the space that images and texts share."""
+
+    features: Tensor  # (B, Q, E), unit length
 
 
 @dataclass(frozen=True)
@@ -183,13 +189,17 @@ class _Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, input_ids: Sequence[Tensor]) -> Tensor:
-        """Texts (n, l) of each group -> (S, D). One lookup serves all groups: its gradient is as large as the vocabulary."""
-        longest, most = max(group.shape[1] for group in input_ids), self.position_embeddings.num_embeddings
+    def forward(self, input_ids: Sequence[Tensor], first: int = 0) -> Tensor:
+        """Texts (n, l) of each group -> (S, D). One lookup serves all groups: its gradient is as large as the vocabulary.
+
+        `first` is the position of the first token."""
+        longest, most = first + max(group.shape[1] for group in input_ids), self.position_embeddings.num_embeddings
         if longest > most:
             raise ValueError(f"texts of {longest} tokens; the model has positions for {most}")
         ids = torch.cat([group.flatten() for group in input_ids])
-        positions = torch.cat([torch.arange(g.shape[1], device=g.device).expand_as(g).flatten() for g in input_ids])
+        positions = torch.cat(
+            [torch.arange(first, first + g.shape[1], device=g.device).expand_as(g).flatten() for g in input_ids]
+        )
         out: Tensor = self.word_embeddings(ids) + self.position_embeddings(positions)
         return out
 
@@ -316,6 +326,12 @@ class QFormer(nn.Module):
 
     def encode_image(self, image_embeds: Tensor) -> ImageEncoding:
         """Frozen tokens (B, T, W) -> query output (B, Q, D) and unit features (B, Q, E)."""
+        read = self.read_image(image_embeds)
+        features = F.normalize(self.vision_projection(read.output).float(), dim=-1)
+        return ImageEncoding(read.output, read.cross, read.queries, features)
+
+    def read_image(self, image_embeds: Tensor) -> QueryOutput:
+        """Frozen tokens (B, T, W) -> query output (B, Q, D)."""
         norm = self.post_layernorm
         image_embeds = image_embeds.to(norm.weight.dtype)  # cached features may be float16
         image = in_compute_dtype(F.layer_norm(image_embeds, norm.normalized_shape, eps=norm.eps))  # (B, T, W)
@@ -323,8 +339,7 @@ class QFormer(nn.Module):
         count = len(image_embeds)
         queries = self.query_tokens.expand(count, -1, -1).flatten(0, 1)  # (B Q, D)
         output, kept = self._run(queries, Layout(self.config.num_query_tokens, ((count, 0),)), [None], cross=cross)
-        output = output.unflatten(0, (count, -1))
-        return ImageEncoding(output, F.normalize(self.vision_projection(output).float(), dim=-1), cross, kept)
+        return QueryOutput(output.unflatten(0, (count, -1)), cross, kept)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor, first_only: bool = False) -> TextEncoding:
         """input_ids, attention_mask (M, L) -> output (M, L, D) and unit features (M, E) of the first token.
@@ -339,8 +354,21 @@ class QFormer(nn.Module):
         output = texts.restore(groups, 1 if first_only else input_ids.shape[1])
         return TextEncoding(output, F.normalize(self.text_projection(output[:, 0]).float(), dim=-1))
 
-    def match(self, image: ImageEncoding, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def match(self, image: QueryOutput, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits (N, 2) of the pairs (image `image_rows[n]`, text n), the mean over queries; class 1 means that they match."""
+        output, back = self._read_pairs(image, image_rows, input_ids, attention_mask)
+        logits: Tensor = self.itm_head(output).float().unflatten(0, (-1, self.config.num_query_tokens)).mean(1)
+        return logits[back]
+
+    def read_pairs(self, image: QueryOutput, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Query output (N, Q, D) of the pairs (image `image_rows[n]`, text n): queries and text attend to each other."""
+        output, back = self._read_pairs(image, image_rows, input_ids, attention_mask)
+        return output.unflatten(0, (-1, self.config.num_query_tokens))[back]
+
+    def _read_pairs(
+        self, image: QueryOutput, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The query output (N Q, D), with the pairs sorted by the length of their text, and the place (N,) of each pair."""
         count = self.config.num_query_tokens
         texts = TextGroups.of(input_ids, attention_mask)
         layout = Layout(count, texts.groups)
@@ -350,11 +378,10 @@ class QFormer(nn.Module):
         masks = [mask[:, None, None, :] for mask in seen]
         routing = ImageRouting.of(image_rows[texts.order], len(image.output))
         output, _ = self._run(hidden, layout, masks, cross=image.cross, routing=routing, keep=count)
-        logits: Tensor = self.itm_head(output).float().unflatten(0, (-1, count)).mean(1)
-        return logits[texts.back]
+        return output, texts.back
 
     def caption_states(
-        self, image: ImageEncoding, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor
+        self, image: QueryOutput, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> Tensor:
         """States (M, L, D) for the language head, of text m given image `image_rows[m]`; a token attends to all queries and to
         earlier tokens."""
@@ -369,13 +396,20 @@ class QFormer(nn.Module):
         output, _ = self._run(self.embeddings(texts.input_ids), layout, masks, past)
         return texts.restore(layout.split(output), input_ids.shape[1])
 
+    def next_states(self, input_ids: Tensor, position: int, past: list[KeyValue]) -> tuple[Tensor, list[KeyValue]]:
+        """The token (N,) at `position` of each caption, from 0 -> its state (N, D), and its keys and values in each layer.
+
+        `past` has for each layer the keys and values of the queries and of earlier tokens, (N, H, Q + position, D / H)."""
+        hidden = self.embeddings([input_ids[:, None]], position)
+        return self._run(hidden, Layout(0, ((len(input_ids), 1),)), [None], past)
+
     def language_logits(self, states: Tensor) -> Tensor:
         """(..., D) -> next-token logits (..., V)."""
         head = self.cls.predictions
         return F.linear(head.transform(states), self.embeddings.word_embeddings.weight, head.bias)
 
     def caption_logits(
-        self, image: ImageEncoding, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor
+        self, image: QueryOutput, image_rows: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> Tensor:
         """Next-token logits (M, L, V) of text m given image `image_rows[m]`."""
         return self.language_logits(self.caption_states(image, image_rows, input_ids, attention_mask))
