@@ -1,0 +1,1 @@
+"""Stage 2: a frozen language model learns to see."""
