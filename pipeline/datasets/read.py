@@ -99,7 +99,7 @@ def check_apart(sources: Sequence[Path], folder: Path) -> None:
 class _Watched:
     """Records on their way; counts the images that lie outside their folder, and those found under another name.
 
-    A record without a caption gets a problem, and is counted, unless such records are `allowed`."""
+    A record without a caption, a question or a conversation gets a problem, and is counted, unless such records are `allowed`."""
 
     def __init__(self, records: Iterable[Record], options: ReadOptions, allowed: bool) -> None:
         self._records, self._options, self._allowed = records, options, allowed
@@ -108,7 +108,7 @@ class _Watched:
 
     def __iter__(self) -> Iterator[Record]:
         for record in self._records:
-            if not (record.captions or record.problem):
+            if not (record.has_text or record.problem):
                 self._kept += self._allowed
                 if not self._allowed:
                     record = replace(record, problem=record.lacking or NO_CAPTION)
