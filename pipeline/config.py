@@ -18,6 +18,10 @@ class ReadOptions:
     confine: bool = option(False, "Refuse paths and links that lead out of the dataset's folder.", panel=WHAT)
     image_column: str | None = option(None, "Column with the image, if its name is unusual.", panel=WHAT)
     caption_column: str | None = option(None, "Column with the caption or captions.", panel=WHAT)
+    question_column: str | None = option(None, "Column with the question.", panel=WHAT)
+    answer_column: str | None = option(None, "Column with the answer or answers.", panel=WHAT)
+    type_column: str | None = option(None, "Column with the type of the question, such as count.", panel=WHAT)
+    conversation_column: str | None = option(None, "Column with the conversation.", panel=WHAT)
     allow_uncaptioned: bool = option(
         False,
         "Keep images without a caption: search finds them, training passes over them.",

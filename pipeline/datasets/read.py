@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from ..formatting import counted, printable
+from ..formatting import counted, printable, texts_held
 from .catalogue import Catalogue
 from .files import EXPECTED, read_files
 from .layouts import PICTURES, read_folder
@@ -84,6 +84,9 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         found += ", all of it train: other splits are drawn from it"
     if catalogue.left_out:
         found += "; left out: " + ", ".join(f"{count:,} {what}" for what, count in catalogue.left_out.items())
+    if catalogue.optional:
+        counts = [sum(of.values()) for of in (catalogue.captions, catalogue.questions, catalogue.conversations)]
+        found += f"; {texts_held(*counts)}"
     return replace(dataset, found=found + str(watched))
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import printable
-from .columns import Rows, TableColumns, grouped_records, image_name, picture_digests
+from .columns import TableColumns, image_name
+from .grouping import Rows, grouped_records, picture_digests
 from .records import Record, splits_in_names
 from .sources import ImageSource, SpooledSlice
 from .spool import PictureSpool

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from .columns import USUAL, Rows, TableColumns, grouped_records, image_name, picture_digests
-from .header import find_header
+from .columns import USUAL, TableColumns, image_name
+from .grouping import Rows, grouped_records, picture_digests
+from .header import asked_columns, find_header
 from .names import image_folder
 from .parquet import read_parquet
 from .records import Record, splits_in_names
@@ -59,8 +60,7 @@ def first_images(path: Path, lines: bool, options: ReadOptions) -> list[Any]:
 
 
 def _text_table(path: Path, lines: bool, split: str | None, options: ReadOptions) -> Table:
-    asked = (options.image_column, options.caption_column, options.split_column, options.key_column)
-    known = USUAL.union(name.strip().lower() for name in asked if name)
+    known = USUAL.union(name.strip().lower() for name in asked_columns(options) if name)
     return Table(path, partial(json_lines, path) if lines else partial(csv_rows, path, known), split)
 
 
