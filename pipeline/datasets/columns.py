@@ -74,11 +74,14 @@ class TableColumns:
         The captions may stand in numbered columns (`caption_0`, `caption_1` …), or in none where there are questions or
         conversations, or where images without a caption are kept. DatasetError if a column is missing; the `first` rows help
         to say why."""
+        if options.joined:
+            return cls._choose_asked(names, options, path)
         image = _pick(names, options.image_column, IMAGE_COLUMNS, "--image-column", path)
         caption = _pick(names, options.caption_column, CAPTION_NAMES, "--caption-column", path)
         captions = (caption,) if caption is not None else tuple(filter(_NUMBERED, names))
         texts, unanswered = _other_texts(names, options, path)
-        has_text = bool(captions or texts) or options.allow_uncaptioned
+        other_text = bool(texts or options.questions) and not options.captioned
+        has_text = bool(captions) or other_text or options.allow_uncaptioned
         for what, found in (("image", image is not None), ("caption", has_text)):
             if not found:
                 if any(is_url(cell) for row in first[:100] if isinstance(row, dict) for cell in row.values()):
@@ -94,7 +97,7 @@ class TableColumns:
         return cls(image, captions, split, key, **texts)
 
     @classmethod
-    def choose_asked(cls, names: Sequence[str], options: ReadOptions, path: Path) -> "TableColumns":
+    def _choose_asked(cls, names: Sequence[str], options: ReadOptions, path: Path) -> "TableColumns":
         """The columns of a table of questions or conversations about the images of another source, which names or ids tell.
         DatasetError if a column is missing."""
         wanted = options.image_column if options.image_column in names else None

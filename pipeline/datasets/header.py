@@ -52,17 +52,13 @@ def find_header(first: Sequence[Sequence[Any]], options: ReadOptions, path: Path
     key = numbered(options.key_column)
     texts: dict[str, Any] = {name: numbered(getattr(options, name)) for name in OTHER_TEXTS}
     others = [n for n in others if n not in (split, key, *texts.values())]
-    asked = texts["question_column"] is not None or texts["conversation_column"] is not None
-    caption = (
-        numbered(options.caption_column)
-        if asked
-        else (
-            numbered(options.caption_column) or _one([n for n in others if _holds(first, n, _is_text)]) or _one(others)
-        )
-    )
+    asked = bool(texts["question_column"] or texts["conversation_column"])
+    caption = numbered(options.caption_column)
+    if not asked:
+        caption = caption or _one([n for n in others if _holds(first, n, _is_text)]) or _one(others)
     if image is not None and any(is_url(cell) for cell in _cells(first, image)):
         caption = caption or image  # the URLs are told first
-    if image is None or (caption is None and not asked and not options.allow_uncaptioned):
+    if image is None or (caption is None and not (asked or options.questions or options.allow_uncaptioned)):
         raise DatasetError(
             f"{path} has no line of column names: its first line is {_shown(names)}; give --no-header with "
             f"--image-column {image or 'N'} and --caption-column {caption or 'N'} (columns count from 1)"

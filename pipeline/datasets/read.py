@@ -21,6 +21,7 @@ from ..errors import DatasetError
 from ..formatting import counted, printable, texts_held
 from .catalogue import Catalogue
 from .files import EXPECTED, read_files
+from .joining import Joined, read_questions
 from .layouts import PICTURES, read_folder
 from .names import look_again, names_in
 from .patterns import braces, matching
@@ -66,12 +67,18 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         raise DatasetError(f"--val-fraction and --test-fraction are {fractions:g} together; all is 1")
     if options.images and not options.images.is_dir():
         raise DatasetError(f"--images {options.images} is no folder; give the folder that image paths start from")
+    reading = options
+    if options.questions:  # the columns are those in its files
+        reading = replace(options, question_column=None, answer_column=None, type_column=None, conversation_column=None)
     if len(sources) == 1 and source.is_dir():
-        kind, found, records = read_folder(source, options)
+        kind, found, records = read_folder(source, reading)
     else:
-        kind, found, records = read_files(list(dict.fromkeys(chain.from_iterable(map(_files, sources)))), options)
-    watched = _Watched(records, options, options.allow_uncaptioned or kind == PICTURES)
-    draws = fractions and kind != PICTURES
+        kind, found, records = read_files(list(dict.fromkeys(chain.from_iterable(map(_files, sources)))), reading)
+    asked = None
+    if options.questions:
+        asked = Joined(records, read_questions(_question_files(options.questions), options), source)
+    watched = _Watched(asked or records, options, options.allow_uncaptioned or kind == PICTURES)
+    draws = fractions and (asked or kind != PICTURES)
     catalogue = Catalogue(watched, (lambda key: split_of(key, None, options)) if draws else None)
     if not len(catalogue):
         raise DatasetError(f"{source} holds no records; a dataset needs at least one image with a caption")
@@ -82,12 +89,21 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         raise DatasetError(f"{source}: none of {len(catalogue):,} records can be used; {problem}{help}{dataset.cure}")
     if catalogue.drawn and sum(map(bool, catalogue.splits.values())) > 1:
         found += ", all of it train: other splits are drawn from it"
+    if asked:
+        found += asked.left_out
+        catalogue.left_out.update(asked.source_left_out)
     if catalogue.left_out:
         found += "; left out: " + ", ".join(f"{count:,} {what}" for what, count in catalogue.left_out.items())
     if catalogue.optional:
         counts = [sum(of.values()) for of in (catalogue.captions, catalogue.questions, catalogue.conversations)]
         found += f"; {texts_held(*counts)}"
     return replace(dataset, found=found + str(watched))
+
+
+def _question_files(named: Sequence[Path]) -> list[Path]:
+    """The files and folders that --questions names."""
+    each = ([path] if path.is_dir() else _files(path) for path in named)
+    return list(dict.fromkeys(chain.from_iterable(each)))
 
 
 def check_apart(sources: Sequence[Path], folder: Path) -> None:

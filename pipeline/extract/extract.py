@@ -87,7 +87,7 @@ def extract_source(
     sources = [source] if isinstance(source, str) else list(source)
     name = sources[0] + (f" and {counted(len(sources) - 1, 'more file')}" if len(sources) > 1 else "")
     say(f"reading {name}")
-    check_apart([Path(path) for path in sources], folder)
+    check_apart([*map(Path, sources), *(reading.questions or ())], folder)
     dataset = read([Path(path) for path in sources], reading)
     say(f"{name}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
     records = dataset.records
