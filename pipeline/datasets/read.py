@@ -1,7 +1,8 @@
 """`read` looks at a source, picks its reader, and describes what it found.
 
 CSV, TSV, JSON lines, Parquet   a column for the image, one for the caption; a row a caption or a list of captions
-JSON                            COCO captions, a Karpathy split, or an array of objects, which is a table
+                                also of questions with answers, or of conversations
+JSON                            COCO captions, a Karpathy split, VQAv2, OK-VQA, GQA, or an array of objects, which is a table
 Flickr8k / Flickr30k tokens     `NAME.jpg#0<TAB>caption`, with `Flickr_8k.trainImages.txt` and the like beside it
 folder of images                with `metadata.csv|jsonl|parquet`, or with a text or JSON beside each image, or no caption at all
 folder of Parquet shards        a Hugging Face dataset on disk
