@@ -146,30 +146,32 @@ def unique_share(scenes: Sequence[Scene]) -> float:
     return sum(sum(fits(meaning, scene) for scene in scenes) == 1 for meaning in meanings) / len(meanings)
 
 
-def questions(scene: Scene) -> list[tuple[str, str]]:
-    """Four or five questions with short answers: a count, a colour, yes or no, the background and, if one is clear, a relation."""
+def questions(scene: Scene) -> list[tuple[str, str, str]]:
+    """Four or five questions, each with a short answer and its type: count, colour, presence (yes or no), background and, if
+    one is clear, relation. Where a colour is not clear, a second count takes its place."""
     rng = random.Random(f"questions {scene.seed} {scene.split} {scene.index}")
     group = rng.choice(_groups(scene))
     _, colour, shape = group[0].kind
     alike = sum(thing.shape == shape for thing in scene.things)
-    asked = [(f"How many {_SHAPE_WORDS[shape][0][1]} are there?", str(alike))]
+    asked = [(f"How many {_SHAPE_WORDS[shape][0][1]} are there?", str(alike), "count")]
     if all(thing.colour == colour for thing in scene.things if thing.shape == shape):
         verb, noun = ("is", _SHAPE_WORDS[shape][0][0]) if alike == 1 else ("are", _SHAPE_WORDS[shape][0][1])
-        asked.append((f"What colour {verb} the {noun}?", colour))
+        asked.append((f"What colour {verb} the {noun}?", colour, "colour"))
     else:
-        asked.append(("How many things are in the picture?", str(len(scene.things))))
+        asked.append(("How many things are in the picture?", str(len(scene.things)), "count"))
     if rng.random() < 0.5:
         colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
     there = any(thing.colour == colour and thing.shape == shape for thing in scene.things)
-    asked.append((f"Is there {_article(colour)} {colour} {_SHAPE_WORDS[shape][0][0]}?", "yes" if there else "no"))
-    asked.append(("What is the background?", scene.background))
+    noun = f"{_article(colour)} {colour} {_SHAPE_WORDS[shape][0][0]}"
+    asked.append((f"Is there {noun}?", "yes" if there else "no", "presence"))
+    asked.append(("What is the background?", scene.background, "background"))
     related = [(name, a, b) for name, a, b in _related(scene) if name in ("left", "above", "inside", "on")]
     if related:
         name, a, b = rng.choice(related)
         words = {"left": "to the left of", "above": "above", "inside": "inside", "on": "on top of"}[name]
         if sum(holds(name, other, b) for other in scene.things) == 1:
             noun = _phrase(Part(1, *b.kind), rng).split(" ", 1)[1]
-            asked.append((f"What is {words} the {noun}?", a.shape))
+            asked.append((f"What is {words} the {noun}?", a.shape, "relation"))
     return asked
 
 

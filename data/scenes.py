@@ -52,8 +52,9 @@ def write_sample(folder: Path, *, train: int = 4000, val: int = 250, test: int =
             render(scene).save(picture, "PNG")
             _replace(folder / image, picture.getvalue())
             table.writerows((image, caption, split) for caption in captions(scene))
-            for question, answer in questions(scene):
-                asked.write(json.dumps({"image": image, "question": question, "answer": answer, "split": split}) + "\n")
+            for question, answer, kind in questions(scene):
+                row = {"image": image, "question": question, "answer": answer, "type": kind, "split": split}
+                asked.write(json.dumps(row) + "\n")
     _replace(folder / "questions.jsonl", asked.getvalue().encode())
     _replace(folder / "captions.csv", rows.getvalue().encode())
     return folder / "captions.csv"

@@ -18,6 +18,18 @@ class ReadOptions:
     confine: bool = option(False, "Refuse paths and links that lead out of the dataset's folder.", panel=WHAT)
     image_column: str | None = option(None, "Column with the image, if its name is unusual.", panel=WHAT)
     caption_column: str | None = option(None, "Column with the caption or captions.", panel=WHAT)
+    questions: list[Path] | None = option(
+        None,
+        "File of questions or conversations about the images of SOURCE, joined by name: a table, or JSON of VQAv2, OK-VQA "
+        "(questions and annotations), GQA or LLaVA. May be given several times.",
+        panel=WHAT,
+    )
+    question_column: str | None = option(
+        None, "Column with the question; with --questions, in these files.", panel=WHAT
+    )
+    answer_column: str | None = option(None, "Column with the answer or answers.", panel=WHAT)
+    type_column: str | None = option(None, "Column with the type of the question, such as count.", panel=WHAT)
+    conversation_column: str | None = option(None, "Column with the conversation.", panel=WHAT)
     allow_uncaptioned: bool = option(
         False,
         "Keep images without a caption: search finds them, training passes over them.",
@@ -43,6 +55,8 @@ class ReadOptions:
     redraw_splits: bool = option(
         False, "Draw the splits by these shares, even where the data names them.", panel=SPLITS
     )
+    joined: bool = hidden(False)  # whether a table is one of questions about the images of another source
+    captioned: bool = hidden(False)  # whether a table without a column of captions is none
     names_stay: bool = hidden(False)  # whether image names may not leave the folder, as in a folder's own metadata
 
 

@@ -34,6 +34,12 @@ def by_split(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {split}" for split, count in counts.items() if count)
 
 
+def texts_held(captions: int, questions: int = 0, conversations: int = 0) -> str:
+    """How many texts images have: 5 captions, 3 questions."""
+    counts = {"caption": captions, "question": questions, "conversation": conversations}
+    return ", ".join(counted(count, what) for what, count in counts.items() if count) or "no captions"
+
+
 def encodable(text: str) -> str:
     """The text with half surrogate pairs, which JSON can write and UTF-8 cannot, replaced by question marks."""
     return text if text.isascii() else text.encode(errors="replace").decode()

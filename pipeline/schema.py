@@ -2,11 +2,35 @@
 
 A new column takes a line here, and the reader of the dataset that fills it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about a picture. `answers` are those that the data gives, equal ones of several people included; `type` is
+    the kind of the question in the words of the data, such as count or yes/no."""
+
+    question: str
+    answers: tuple[str, ...]
+    type: str | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        """The value in a column of questions."""
+        return {"question": self.question, "answers": list(self.answers), "type": self.type}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Question":
+        """The question of a value in a column."""
+        return cls(row["question"], tuple(row["answers"]), row["type"])
+
+
+Conversation = tuple[str, ...]  # turns: the person's first, then the assistant's, and so on
 
 
 @dataclass(frozen=True)
@@ -37,13 +61,26 @@ TRAILING = (
     Column("height", pa.int32()),
 )
 RECORD = (*LEADING, *TRAILING)
+OPTIONAL = (  # a shard has such a column only if the dataset has any of these texts
+    Column(
+        "questions",
+        pa.list_(pa.struct([("question", pa.string()), ("answers", pa.list_(pa.string())), ("type", pa.string())])),
+    ),
+    Column("conversations", pa.list_(pa.list_(pa.string()))),
+)
 RECORD_COLUMNS = tuple(column.name for column in RECORD)
 JSON_COLUMNS = tuple(column.name for column in RECORD if column.in_json)
 INDEX_COLUMNS = tuple(column.name for column in RECORD if column.in_index)
-TYPES = {column.name: column.type for column in RECORD}
+OPTIONAL_COLUMNS = tuple(column.name for column in OPTIONAL)
+TYPES = {column.name: column.type for column in (*RECORD, *OPTIONAL)}
 
 VIEW = "view_"  # begins the name of a codec's column for augmented views
 VIEWS = Column(  # how each view of a record was cut out, in pixels of the upright original
     "views",
     pa.list_(pa.struct([*((name, pa.int32()) for name in ("left", "top", "right", "bottom")), ("flip", pa.bool_())])),
 )
+
+
+def optional_columns(names: Collection[str]) -> tuple[Column, ...]:
+    """The optional columns among some names."""
+    return tuple(column for column in OPTIONAL if column.name in names)

@@ -9,7 +9,7 @@ from typing import Any
 from ..pipeline.artifacts import Kind, read_manifest
 from ..pipeline.errors import ArtifactError
 from ..pipeline.features.manifest import FEATURES
-from ..pipeline.formatting import by_split, counted, duration, size
+from ..pipeline.formatting import by_split, counted, duration, size, texts_held
 from ..pipeline.results import Result
 from ..trainer.manifest import RUN
 from .index.manifest import INDEX
@@ -61,7 +61,8 @@ def _features(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "encoder", f"{encoder['id']}, layer {encoder['layer']}, {shape}"
     views = f", {counted(manifest['views'], 'view')} of each training image" if manifest["views"] else ""
     images = f"{manifest['records']:,} images ({by_split(manifest['splits'])})"
-    yield "holds", f"{images}, {manifest['captions']:,} captions{views}"
+    texts = texts_held(manifest["captions"], manifest.get("questions", 0), manifest.get("conversations", 0))
+    yield "holds", f"{images}, {texts}{views}"
     weight = size(sum(shard["bytes"] for shard in manifest["shards"]))
     yield "on disk", f"{counted(len(manifest['shards']), 'shard')}, {weight}, {manifest['codec']}, {manifest['format']}"
 

@@ -95,7 +95,10 @@ def _features(folder: Path, manifest: dict[str, Any]) -> list[str]:
     splits = {count["values"]: count["counts"] for count in features.table.column("split").value_counts().to_pylist()}
     found = {
         "records": len(features),
-        "captions": pc.sum(pc.list_value_length(features.table.column("captions"))).as_py() or 0,
+        **{
+            name: pc.sum(pc.list_value_length(features.table.column(name))).as_py() or 0
+            for name in ("captions", *features.optional)
+        },
         "splits": {split: splits.get(split, 0) for split in SPLITS},
         "rejected": _lines(folder / REJECTS),
     }

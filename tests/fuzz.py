@@ -232,6 +232,14 @@ def make_datasets(top: Path) -> list[tuple[Path, list[Path]]]:
     rows = [{"image": name, "caption": [text, text + "!"]} for name, text in zip(names, captions, strict=True)]
     made.append(folder("lines") / "table.jsonl")
     made[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made.append(folder("asked") / "table.jsonl")
+    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A thing."}]
+    answers = {"question": "How many?", "answers": [{"answer": "1"}, {"answer": "one"}], "type": "count"}
+    asked = [{"image": name, **answers, "conversations": talk} for name in names]
+    made[-1].write_text("".join(json.dumps(row) + "\n" for row in asked))
+    made.append(folder("gqa") / "val_balanced_questions.json")
+    questions = [{"imageId": name[:-4], "question": "Why?", "answer": "so", "types": {}} for name in names]
+    made[-1].write_text(json.dumps(dict(enumerate(questions))))
     made.append(folder("array") / "table.json")
     made[-1].write_text(json.dumps(rows))
     made.append(folder("coco") / "captions_val2017.json")

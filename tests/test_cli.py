@@ -112,6 +112,25 @@ def test_results_go_to_stdout_and_progress_to_stderr(qf, tmp_path, clip_folder):
     assert qf("extract", source, "--encoder", clip_folder, "-q")[2] == ""
 
 
+def test_questions_are_joined_counted_and_checked(qf, tmp_path, clip_folder):
+    source = make_pictures(tmp_path / "pictures")
+    base = ("extract", source, "--encoder", clip_folder, "--questions", "q.csv", "--questions", "r.jsonl")
+    (tmp_path / "q.csv").write_text("image,question,answer\nred-bar-0,Which colour?,red\nnowhere,Why?,so\n")
+    fails(qf(*base), "r.jsonl does not exist")
+    (tmp_path / "r.jsonl").write_text(
+        json.dumps({"image": "red-bar-1.png", "conversations": ["What?", "A bar."]}) + "\n"
+    )
+    code, out, err = qf(*base)
+    assert code == 0
+    assert "48 captions, 1 question, 1 conversation, 0 rejected" in out
+    assert "; 1 question about images that it does not have left out" in err
+    assert "48 captions, 1 question, 1 conversation" in qf("info")[1]
+    assert "sound" in qf("verify")[1]
+    assert json.loads(qf(*base, "--json")[1])["questions"] == 1
+    (tmp_path / "q.csv").write_text("image,question,answer\nnowhere,Why?,so\n")
+    fails(qf(*base[:-2], "-w", "other"), "none of 1 questions is about an image of", "nowhere")
+
+
 def test_pictures_are_indexed_and_searched_without_training(qf, tmp_path, clip_folder):
     qf("extract", make_pictures(tmp_path / "pictures"), "--encoder", clip_folder)
     code, out, err = qf("index", "--json")

@@ -19,19 +19,25 @@ from .records import Record, bounds_of, split_of, splits_in_names
 from .rows import json_document, text_lines
 from .sources import ImageFile
 from .tables import Table, read_joined, splits_of_files
+from .vqa import is_asked, read_asked
 
 COCO = "name COCO's captions_*.json, not its boxes or key points"
 
 
 def read_json(paths: Sequence[Path], options: ReadOptions) -> tuple[str, str, Iterator[Record]]:
-    """Kind, a description, and the records of JSON documents: COCO captions, a Karpathy split, or documents that hold rows
-    of a table. COCO captions and tables may be several files. DatasetError if one is none of these."""
+    """Kind, a description, and the records of JSON documents: COCO captions, a Karpathy split, questions of VQAv2, OK-VQA or
+    GQA, or documents that hold rows of a table. All but a Karpathy split may be several files. DatasetError if one is none of these."""
     documents = [json_document(path) for path in paths]
     first = documents[0]
     if all(_is_coco(document) for document in documents):
         return "coco", *_coco(documents, paths, options)
     if len(paths) == 1 and _is_karpathy(first):
         return "karpathy", *_karpathy(first["images"], paths[0], options)
+    asked = list(map(is_asked, documents))
+    if all(asked):
+        return "vqa", *read_asked(documents, paths, options)
+    if any(asked):
+        raise DatasetError(f"{paths[asked.index(True)]} holds questions; give it with --questions, beside the captions")
     every = zip(paths, documents, splits_of_files(paths), strict=True)
     tables = [
         Table(path, partial(iter, document_rows(document, path, options)), split) for path, document, split in every

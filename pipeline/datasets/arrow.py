@@ -24,7 +24,7 @@ ROWS = 1024  # rows that are Python objects at one time
 def read_arrow(paths: Sequence[Path], options: ReadOptions, split: str | None = None) -> tuple[str, Iterator[Record]]:
     """A description of what was found, and the records of the files of one table; see `read_shards`. DatasetError if qf
     wrote them, as features or as an index."""
-    return read_shards(ShardFormat("Arrow", "save the dataset again", _schema, _parts, _picture), paths, options, split)
+    return read_shards(ARROW, paths, options, split)
 
 
 def is_arrow(start: bytes) -> bool:
@@ -93,3 +93,6 @@ def _places(cells: pa.Array, data: pa.Buffer, path: Path) -> list[Place | None]:
     offsets = np.frombuffer(ends, np.int64 if wide else np.int32, cells.offset + len(cells) + 1)[cells.offset :]
     sizes = np.diff(offsets).tolist()
     return [(size, begin + at) if size else None for size, at in zip(sizes, offsets.tolist(), strict=False)]
+
+
+ARROW = ShardFormat("Arrow", "save the dataset again", _schema, _parts, _picture)

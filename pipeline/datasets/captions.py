@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..formatting import encodable
@@ -66,11 +66,12 @@ def usable(captions: Sequence[str]) -> tuple[list[str], str]:
     return [text for text in captions if len(text) <= MAX_CAPTION], problem
 
 
-def spells_lists(cells: Sequence[Any]) -> bool:
-    """Whether a column of a table holds lists of captions, spelled as text: more than half of its cells do."""
+def spells_lists(cells: Sequence[Any], inside: Callable[[Any], Sequence[str]] = texts) -> bool:
+    """Whether a column of a table holds lists of captions, spelled as text: more than half of its cells do. `inside` finds the
+    texts in a list."""
     written = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
     lists = [found for cell in written if (found := spelled(cell)) is not None]
-    return 2 * len(lists) > len(written) and any(map(texts, lists))
+    return 2 * len(lists) > len(written) and any(map(inside, lists))
 
 
 def cell_captions(cell: Any, lists: bool) -> tuple[list[str], str]:

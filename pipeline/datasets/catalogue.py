@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from ..errors import DatasetError
 from ..formatting import encodable
-from ..schema import SPLITS, TYPES
+from ..schema import OPTIONAL_COLUMNS, SPLITS, TYPES, Question
 from .captions import MAX_CAPTIONS, TOO_LONG, TOO_MANY, usable
 from .records import Record
 from .sources import Bounds, FileSlice, ImageFile, ImageSource, ParquetCell, SpooledSlice
@@ -35,6 +35,8 @@ CATALOGUE = pa.schema(
         ("name", pa.string()),  # null: the same as image
         ("start", pa.int64()),
         ("extent", pa.int64()),
+        ("lacking", pa.string()),
+        *((name, TYPES[name]) for name in OPTIONAL_COLUMNS),
     ]
 )
 Place = tuple[type, str | PictureSpool, str]
@@ -44,8 +46,9 @@ class Catalogue(Sequence[Record]):
     """Records in their order, counted and checked: DatasetError if two have one key.
 
     `sha256` is that of the JSON list of `[key, image, captions, split]`, with null for the captions of an image that is
-    used without any; `splits` and `captions` count, split by split,
-    the records without a problem and their captions; `left_out` counts things of records that are not used. Where all these
+    used without any; questions and conversations follow, where an image has some. `splits`, `captions`, `questions` and
+    `conversations` count, split by split, the records without a problem and their texts; `optional` names the columns of
+    texts that any record has; `left_out` counts things of records that are not used. Where all these
     records are of `train`, `draw` gives every key its split."""
 
     def __init__(self, records: Iterable[Record], draw: Callable[[str], str] | None = None) -> None:
@@ -76,7 +79,9 @@ class Catalogue(Sequence[Record]):
             self._draw, tally = draw, _Tally()
             for start in range(0, len(self), BATCH):
                 tally.add(self[start : start + BATCH])
-        self.splits, self.captions, self.first_problem = tally.splits, tally.captions, tally.first_problem
+        self.splits, self.first_problem = tally.splits, tally.first_problem
+        self.captions, self.questions, self.conversations = tally.captions, tally.questions, tally.conversations
+        self.optional = tally.optional
         self.left_out = left_out
         self.sha256 = tally.sha256
 
@@ -92,6 +97,9 @@ class Catalogue(Sequence[Record]):
             [name for _, name, _, _ in packed],
             [start for _, _, start, _ in packed],
             [extent for _, _, _, extent in packed],
+            [row.lacking for row in rows],
+            [[question.to_row() for question in row.questions] for row in rows],
+            [row.conversations for row in rows],
         ]
         arrays = [pa.array(values, field.type) for values, field in zip(columns, CATALOGUE, strict=True)]
         return pa.record_batch(arrays, schema=CATALOGUE)
@@ -140,12 +148,14 @@ class Catalogue(Sequence[Record]):
             number, first = divmod(start, BATCH)
             batch = self._reader.get_batch(number).slice(first, min(BATCH - first, stop - start))
             columns = [column.to_pylist() for column in batch.columns]
-            for key, image, captions, split, problem, place, name, offset, extent in zip(*columns, strict=True):
+            for values in zip(*columns, strict=True):
+                key, image, captions, split, problem, place, name, offset, extent, lacking, asked, talked = values
                 source = None
                 if place >= 0:
                     source = _unpack(self._places_by_number[place], image if name is None else name, offset, extent)
                 named = SPLITS[split] if self._draw is None else self._draw(key)
-                yield Record(key, image, source, tuple(captions), named, problem)
+                questions, conversations = tuple(map(Question.from_row, asked)), tuple(map(tuple, talked))
+                yield Record(key, image, source, tuple(captions), named, problem, (), lacking, questions, conversations)
             start += len(batch)
 
 
@@ -155,13 +165,14 @@ class _Tally:
     def __init__(self) -> None:
         self.length = 0
         self.splits = dict.fromkeys(SPLITS, 0)
-        self.captions = dict.fromkeys(SPLITS, 0)
+        self.captions, self.questions, self.conversations = (dict.fromkeys(SPLITS, 0) for _ in range(3))
+        self.optional: set[str] = set()
         self.first_problem = ""
         self.left_out: Counter[str] = Counter()
         self._digest = hashlib.sha256(b"[")
 
     def add(self, rows: list[Record]) -> None:
-        listed = json.dumps([(r.key, r.image, r.captions if r.captions or r.problem else None, r.split) for r in rows])
+        listed = json.dumps([_identity(row) for row in rows])
         self._digest.update((b", " if self.length else b"") + listed[1:-1].encode())
         self.length += len(rows)
         for row in rows:
@@ -170,6 +181,9 @@ class _Tally:
             else:
                 self.splits[row.split] += 1
                 self.captions[row.split] += len(row.captions)
+                self.questions[row.split] += len(row.questions)
+                self.conversations[row.split] += len(row.conversations)
+            self.optional.update(name for name in OPTIONAL_COLUMNS if getattr(row, name))
             self.left_out.update(row.left_out)
 
     @property
@@ -177,6 +191,15 @@ class _Tally:
         whole = self._digest.copy()
         whole.update(b"]")
         return whole.hexdigest()
+
+
+def _identity(record: Record) -> tuple[object, ...]:
+    """The part of a record that decides the features."""
+    captions = record.captions if record.captions or record.problem else None
+    known = (record.key, record.image, captions, record.split)
+    if not (record.questions or record.conversations):
+        return known
+    return *known, [(one.question, one.answers, one.type) for one in record.questions], record.conversations
 
 
 def _pack(record: Record) -> tuple[Place | None, str | None, int, int]:
@@ -215,10 +238,11 @@ def _bounded(record: Record) -> Record:
 
 def _encodable(record: Record) -> Record:
     """The record with question marks in place of characters that UTF-8 cannot hold. An image with such a name becomes a reject."""
-    key, image, problem, *captions = (
-        encodable(text) for text in (record.key, record.image, record.problem, *record.captions)
+    key, image, problem, lacking, *captions = (
+        encodable(text) for text in (record.key, record.image, record.problem, record.lacking, *record.captions)
     )
     source = record.source
     if image != record.image or (isinstance(source, ImageFile) and source.name != encodable(source.name)):
         source, problem = None, problem or "its name is no valid Unicode"
-    return replace(record, key=key, image=image, source=source, captions=tuple(captions), problem=problem)
+    texts = tuple(captions)
+    return replace(record, key=key, image=image, source=source, captions=texts, problem=problem, lacking=lacking)

@@ -97,7 +97,7 @@ def _columns(value: Mapping[str, Any], options: ReadOptions) -> list[Any] | None
     names, data = value.get("columns"), value.get("data")
     if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(map(str, names), row, strict=False)) for row in data]
-    asked = {options.image_column, options.caption_column}
+    asked = {options.image_column, options.caption_column, options.question_column, options.conversation_column}
     if len(value) < 2 or not any(name.strip().lower() in USUAL or name in asked for name in value):
         return None
     if all(isinstance(column, dict) for column in value.values()):

@@ -15,6 +15,7 @@ from .embedded import is_embedded
 from .names import IMAGE_FOLDERS
 from .records import IMAGE_SUFFIXES, SPLIT_ALIASES
 
+OTHER_TEXTS = ("question_column", "answer_column", "type_column", "conversation_column")
 LOOKED_AT = 50  # rows that tell what a column holds
 
 
@@ -49,19 +50,27 @@ def find_header(first: Sequence[Sequence[Any]], options: ReadOptions, path: Path
         [n for n in others if _holds(first, n, lambda cell: str(cell).strip().lower() in SPLIT_ALIASES)]
     )
     key = numbered(options.key_column)
-    others = [n for n in others if n not in (split, key)]
-    caption = (
-        numbered(options.caption_column) or _one([n for n in others if _holds(first, n, _is_text)]) or _one(others)
-    )
+    texts: dict[str, Any] = {name: numbered(getattr(options, name)) for name in OTHER_TEXTS}
+    others = [n for n in others if n not in (split, key, *texts.values())]
+    asked = bool(texts["question_column"] or texts["conversation_column"])
+    caption = numbered(options.caption_column)
+    if not asked:
+        caption = caption or _one([n for n in others if _holds(first, n, _is_text)]) or _one(others)
     if image is not None and any(is_url(cell) for cell in _cells(first, image)):
         caption = caption or image  # the URLs are told first
-    if image is None or (caption is None and not options.allow_uncaptioned):
+    if image is None or (caption is None and not (asked or options.questions or options.allow_uncaptioned)):
         raise DatasetError(
             f"{path} has no line of column names: its first line is {_shown(names)}; give --no-header with "
             f"--image-column {image or 'N'} and --caption-column {caption or 'N'} (columns count from 1)"
         )
-    chosen = replace(options, image_column=image, caption_column=caption, split_column=split, key_column=key)
+    chosen = replace(options, image_column=image, caption_column=caption, split_column=split, key_column=key, **texts)
     return Header(numbers, False, chosen)
+
+
+def asked_columns(options: ReadOptions) -> tuple[str | None, ...]:
+    """The columns that the options name."""
+    texts = (getattr(options, name) for name in OTHER_TEXTS)
+    return options.image_column, options.caption_column, options.split_column, options.key_column, *texts
 
 
 def _is_data(first: Sequence[Sequence[Any]], options: ReadOptions, path: Path) -> bool:
@@ -69,8 +78,7 @@ def _is_data(first: Sequence[Sequence[Any]], options: ReadOptions, path: Path) -
     cells = [cell for cell in first[0] if isinstance(cell, str)]
     if len(cells) < len(first[0]) or any(map(_names_picture, cells)):
         return True
-    asked = {options.image_column, options.caption_column, options.split_column, options.key_column}
-    if any(cell.strip().lower() in USUAL or cell.strip() in asked for cell in cells):
+    if any(cell.strip().lower() in USUAL or cell.strip() in asked_columns(options) for cell in cells):
         return False
     return any(_holds(first, str(1 + n), lambda cell: _is_picture(cell, options, path)) for n in range(len(cells)))
 

@@ -27,6 +27,7 @@ from .records import SPLIT_ALIASES
 from .rows import json_document
 from .shards import picture_leaf
 from .tables import TABLES, first_images
+from .vqa import ASKED, is_asked
 from .webdataset import read_tars
 
 MAX_PROBED = 100  # tables that are looked into
@@ -52,6 +53,7 @@ class Candidate:
     images: Path | None = None
     reason: str = ""
     missing: bool = False
+    asked: bool = False  # questions or annotations of VQAv2, OK-VQA or GQA: all such files are one dataset
 
 
 def read_folder(folder: Path, options: ReadOptions) -> Found:
@@ -91,7 +93,11 @@ def _choose(look: Look, options: ReadOptions, used: set[Path]) -> Found:
         return "webdataset", *read_tars(tars, folder, options)
     beside = holds_captions(look, options)
     with_tables = 2 * look.captioned < look.pictures or not beside
-    candidates = _candidates(look, replace(options, allow_uncaptioned=False), with_tables)
+    strict = replace(options, allow_uncaptioned=False, questions=None)
+    candidates = _candidates(look, replace(strict, captioned=True), with_tables)
+    if not beside and all(candidate.reason for candidate in candidates):
+        asked = _candidates(look, strict, with_tables)
+        candidates = asked if not all(candidate.reason for candidate in asked) else candidates
     if options.allow_uncaptioned and not look.pictures and all(candidate.reason for candidate in candidates):
         candidates = _candidates(look, options, with_tables)
     whole = [candidate for candidate in candidates if not candidate.reason]
@@ -226,12 +232,15 @@ def _document(path: Path, look: Look, options: ReadOptions) -> Candidate:
                 ends = file.read(ENDS)
                 file.seek(-ENDS, os.SEEK_END)
                 ends += file.read()
-            return Candidate(
-                path, reason="" if re.search(rb'"(caption|sentences|raw)"', ends) else f"{path} holds no captions"
-            )
+            texts = rb"caption|sentences|raw" if options.captioned else rb"caption|sentences|raw|conversations"
+            asked = not options.captioned and bool(re.search(ASKED, ends))
+            found = asked or re.search(rb'"(' + texts + rb')"', ends)
+            return Candidate(path, reason="" if found else f"{path} holds no captions", asked=asked)
         if kind_of(path) == "jsonl":
             return _table(path, look, options)
         document = json_document(path)
+        if is_asked(document) and not options.captioned:
+            return Candidate(path, asked=True)
         rows = caption_document(document, path, options)
         if rows is None:
             return Candidate(path, images=_images_of_coco(document, path, look, options))
@@ -307,7 +316,7 @@ def _with_images(look: Look, path: Path, options: ReadOptions) -> ReadOptions:
 
 def _read_candidates(look: Look, whole: Sequence[Candidate], options: ReadOptions, used: set[Path]) -> Found:
     """The records of the one dataset among files that could each be it: a single one, or a file a split."""
-    chosen = _one_dataset(whole)
+    chosen = whole if all(candidate.asked for candidate in whole) else _one_dataset(whole)
     if chosen is None:
         raise _several(look.folder, [candidate.path for candidate in whole])
     paths = [candidate.path for candidate in chosen]

@@ -23,7 +23,7 @@ MAX_TEXTS = 16 * 2**20  # bytes a row in the text columns, unpacked, on average
 
 def read_parquet(paths: Sequence[Path], options: ReadOptions, split: str | None = None) -> tuple[str, Iterator[Record]]:
     """A description of what was found, and the records of the files of one table; see `read_shards`."""
-    return read_shards(ShardFormat("parquet", "get it again", pq.read_schema, _parts, _picture), paths, options, split)
+    return read_shards(PARQUET, paths, options, split)
 
 
 def _picture(path: Path, leaf: str, place: Place) -> ParquetCell:
@@ -80,3 +80,6 @@ def _inside(file: pq.ParquetFile, group: int, leaf: str) -> list[bool]:
     if statistics is not None and statistics.has_null_count and statistics.null_count in (0, count):
         return [statistics.null_count == 0] * count
     return [bool(data) for cells in column_cells(file, leaf, group) for data in cells.to_pylist()]
+
+
+PARQUET = ShardFormat("parquet", "get it again", pq.read_schema, _parts, _picture)

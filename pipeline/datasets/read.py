@@ -1,7 +1,8 @@
 """`read` looks at a source, picks its reader, and describes what it found.
 
 CSV, TSV, JSON lines, Parquet   a column for the image, one for the caption; a row a caption or a list of captions
-JSON                            COCO captions, a Karpathy split, or an array of objects, which is a table
+                                also of questions with answers, or of conversations
+JSON                            COCO captions, a Karpathy split, VQAv2, OK-VQA, GQA, or an array of objects, which is a table
 Flickr8k / Flickr30k tokens     `NAME.jpg#0<TAB>caption`, with `Flickr_8k.trainImages.txt` and the like beside it
 folder of images                with `metadata.csv|jsonl|parquet`, or with a text or JSON beside each image, or no caption at all
 folder of Parquet shards        a Hugging Face dataset on disk
@@ -18,9 +19,10 @@ from pathlib import Path
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from ..formatting import counted, printable
+from ..formatting import counted, printable, texts_held
 from .catalogue import Catalogue
 from .files import EXPECTED, read_files
+from .joining import Joined, read_questions
 from .layouts import PICTURES, read_folder
 from .names import look_again, names_in
 from .patterns import braces, matching
@@ -66,12 +68,18 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         raise DatasetError(f"--val-fraction and --test-fraction are {fractions:g} together; all is 1")
     if options.images and not options.images.is_dir():
         raise DatasetError(f"--images {options.images} is no folder; give the folder that image paths start from")
+    reading = options
+    if options.questions:  # the columns are those in its files
+        reading = replace(options, question_column=None, answer_column=None, type_column=None, conversation_column=None)
     if len(sources) == 1 and source.is_dir():
-        kind, found, records = read_folder(source, options)
+        kind, found, records = read_folder(source, reading)
     else:
-        kind, found, records = read_files(list(dict.fromkeys(chain.from_iterable(map(_files, sources)))), options)
-    watched = _Watched(records, options, options.allow_uncaptioned or kind == PICTURES)
-    draws = fractions and kind != PICTURES
+        kind, found, records = read_files(list(dict.fromkeys(chain.from_iterable(map(_files, sources)))), reading)
+    asked = None
+    if options.questions:
+        asked = Joined(records, read_questions(_question_files(options.questions), options), source)
+    watched = _Watched(asked or records, options, options.allow_uncaptioned or kind == PICTURES)
+    draws = fractions and (asked or kind != PICTURES)
     catalogue = Catalogue(watched, (lambda key: split_of(key, None, options)) if draws else None)
     if not len(catalogue):
         raise DatasetError(f"{source} holds no records; a dataset needs at least one image with a caption")
@@ -82,9 +90,21 @@ def read(sources: Path | Sequence[Path], options: ReadOptions | None = None) -> 
         raise DatasetError(f"{source}: none of {len(catalogue):,} records can be used; {problem}{help}{dataset.cure}")
     if catalogue.drawn and sum(map(bool, catalogue.splits.values())) > 1:
         found += ", all of it train: other splits are drawn from it"
+    if asked:
+        found += asked.left_out
+        catalogue.left_out.update(asked.source_left_out)
     if catalogue.left_out:
         found += "; left out: " + ", ".join(f"{count:,} {what}" for what, count in catalogue.left_out.items())
+    if catalogue.optional:
+        counts = [sum(of.values()) for of in (catalogue.captions, catalogue.questions, catalogue.conversations)]
+        found += f"; {texts_held(*counts)}"
     return replace(dataset, found=found + str(watched))
+
+
+def _question_files(named: Sequence[Path]) -> list[Path]:
+    """The files and folders that --questions names."""
+    each = ([path] if path.is_dir() else _files(path) for path in named)
+    return list(dict.fromkeys(chain.from_iterable(each)))
 
 
 def check_apart(sources: Sequence[Path], folder: Path) -> None:
@@ -99,7 +119,7 @@ def check_apart(sources: Sequence[Path], folder: Path) -> None:
 class _Watched:
     """Records on their way; counts the images that lie outside their folder, and those found under another name.
 
-    A record without a caption gets a problem, and is counted, unless such records are `allowed`."""
+    A record without a caption, a question or a conversation gets a problem, and is counted, unless such records are `allowed`."""
 
     def __init__(self, records: Iterable[Record], options: ReadOptions, allowed: bool) -> None:
         self._records, self._options, self._allowed = records, options, allowed
@@ -108,7 +128,7 @@ class _Watched:
 
     def __iter__(self) -> Iterator[Record]:
         for record in self._records:
-            if not (record.captions or record.problem):
+            if not (record.has_text or record.problem):
                 self._kept += self._allowed
                 if not self._allowed:
                     record = replace(record, problem=record.lacking or NO_CAPTION)

@@ -1,4 +1,4 @@
-"""Records, each one image with its captions, and the rules that all readers of datasets share."""
+"""Records, each one image with its texts, and the rules that all readers of datasets share."""
 
 import hashlib
 import re
@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from ..config import ReadOptions
 from ..errors import DatasetError
+from ..schema import Conversation, Question
 from .sources import Bounds, ImageSource
 
 SPLIT_ALIASES = {
@@ -23,9 +24,11 @@ IMAGE_SUFFIXES = frozenset((
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image with its captions. `problem` is the reason why it cannot be used, if the dataset itself already shows one.
-    `lacking` says why there is no caption, and what would take one, where more is known than that.
-    `left_out` names, in the plural, each thing of the record that is not used although the record is."""
+    """One image with its captions, questions and conversations.
+
+    `problem` is the reason why it cannot be used, if the dataset itself already shows one. `lacking` says why there is no
+    caption, and what would take one, where more is known than that. `left_out` names, in the plural, each thing of the record
+    that is not used although the record is."""
 
     key: str
     image: str  # as the dataset names it
@@ -35,6 +38,13 @@ class Record:
     problem: str = ""
     left_out: tuple[str, ...] = ()
     lacking: str = ""
+    questions: tuple[Question, ...] = ()
+    conversations: tuple[Conversation, ...] = ()
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is anything to train on."""
+        return bool(self.captions or self.questions or self.conversations)
 
 
 def split_of(key: str, named: str | None, options: ReadOptions) -> str:

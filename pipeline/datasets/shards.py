@@ -14,7 +14,8 @@ import pyarrow as pa
 from ..config import ReadOptions
 from ..errors import DatasetError
 from ..formatting import printable
-from .columns import Rows, TableColumns, grouped_records, image_name, picture_digests
+from .columns import TableColumns, image_name
+from .grouping import Rows, grouped_records, picture_digests
 from .records import Record, splits_in_names
 from .sources import ImageSource, SpooledSlice
 from .spool import PictureSpool
@@ -55,11 +56,7 @@ def read_shards(
 
     Where no column has the splits, they are `split`, or come from the files' names below their common folder
     (`train-00000-of-00002.parquet`, `train/0000.parquet`)."""
-    with form.readable(paths[0]):
-        first = form.schema(paths[0])
-        columns = TableColumns.choose(first.names, options, paths[0])
-        leaf = picture_leaf(first, columns.image, paths[0])
-        columns = columns.looking_at(next(form.parts(paths[0], columns, leaf), ([], []))[0][:1000])
+    columns, leaf = _columns(form, paths[0], options)
     top = os.path.commonpath([path.absolute().parent for path in paths])
     names = [printable(os.path.relpath(path, top)) for path in paths]
     splits: list[str | None] = [split] * len(paths)
@@ -89,6 +86,21 @@ def read_shards(
         yield from grouped_records(rows, paths, picture, options, digests)
 
     return found, records()
+
+
+def asked_batches(form: ShardFormat, path: Path, options: ReadOptions) -> Iterator[pa.RecordBatch]:
+    """The rows of a file of questions, in batches of the columns ROWS."""
+    columns, leaf = _columns(form, path, options)
+    yield from _batches(form, 0, path, path.name, None, columns, leaf, PictureSpool())
+
+
+def _columns(form: ShardFormat, path: Path, options: ReadOptions) -> tuple[TableColumns, str]:
+    """The columns of a file that are used, and the leaf that holds pictures."""
+    with form.readable(path):
+        schema = form.schema(path)
+        columns = TableColumns.choose(schema.names, options, path)
+        leaf = picture_leaf(schema, columns.image, path)
+        return columns.looking_at(next(form.parts(path, columns, leaf), ([], []))[0][:1000]), leaf
 
 
 def picture_leaf(schema: pa.Schema, column: str, path: Path) -> str:

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from ..config import ReadOptions
 from ..errors import DatasetError
-from .columns import USUAL, Rows, TableColumns, grouped_records, image_name, picture_digests
-from .header import find_header
+from .columns import USUAL, TableColumns, image_name
+from .grouping import Rows, grouped_records, picture_digests
+from .header import asked_columns, find_header
 from .names import image_folder
 from .parquet import read_parquet
 from .records import Record, splits_in_names
@@ -42,25 +43,30 @@ def read_table(path: Path, options: ReadOptions, split: str | None = None) -> tu
     if start.startswith(b"PAR1") or path.suffix.lower() == ".parquet":
         return read_parquet([path], options, split)
     lines = path.suffix.lower() in (".jsonl", ".ndjson")
-    return read_joined([_text_table(path, lines, split, options)], options)
+    return read_joined([text_table(path, lines, split, options)], options)
 
 
 def read_tables(paths: Sequence[Path], lines: bool, options: ReadOptions) -> tuple[str, Iterator[Record]]:
     """A description of what was found, and the records of text tables: JSON `lines`, or CSV. The names of several files
     may tell their splits."""
     every = zip(paths, splits_of_files(paths), strict=True)
-    return read_joined([_text_table(path, lines, split, options) for path, split in every], options)
+    return read_joined([text_table(path, lines, split, options) for path, split in every], options)
 
 
 def first_images(path: Path, lines: bool, options: ReadOptions) -> list[Any]:
     """The cells of the first 100 rows of a text table that name images. DatasetError if it is no table."""
-    columns, rows = _begin(_text_table(path, lines, None, options), options)
+    columns, rows = _begin(text_table(path, lines, None, options), options)
     return [row.get(columns.image) for row in islice(rows, 100) if isinstance(row, dict)]
 
 
-def _text_table(path: Path, lines: bool, split: str | None, options: ReadOptions) -> Table:
-    asked = (options.image_column, options.caption_column, options.split_column, options.key_column)
-    known = USUAL.union(name.strip().lower() for name in asked if name)
+def table_batches(tables: Sequence[Table], options: ReadOptions) -> Iterator[pa.RecordBatch]:
+    """The rows of tables in batches of the columns ROWS, without the pictures in their cells."""
+    return _batches(tables, None, None, options)
+
+
+def text_table(path: Path, lines: bool, split: str | None, options: ReadOptions) -> Table:
+    """A file of JSON `lines`, or a CSV."""
+    known = USUAL.union(name.strip().lower() for name in asked_columns(options) if name)
     return Table(path, partial(json_lines, path) if lines else partial(csv_rows, path, known), split)
 
 
@@ -145,7 +151,7 @@ def _named(names: Sequence[str], row: Any) -> Any:
 def _batches(
     tables: Sequence[Table],
     begun: tuple[TableColumns, Iterator[Any]] | None,
-    pictures: PictureSpool,
+    pictures: PictureSpool | None,
     options: ReadOptions,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of the tables in batches of the columns ROWS. `begun` is the first table, if it is open already."""

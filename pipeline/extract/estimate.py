@@ -12,7 +12,7 @@ from ..datasets.read import Dataset
 from ..encoders.identity import FrozenEncoder
 from ..errors import DatasetError
 from ..features.codecs import columns
-from ..formatting import by_split, duration, size
+from ..formatting import by_split, duration, size, texts_held
 from ..results import Result
 from .shard import check_options
 from .stream import Piece, Stream
@@ -36,14 +36,17 @@ class Estimated(Result):
     images_per_second: float
     seconds: float | None
     features: str
+    questions: int = 0
+    conversations: int = 0
 
     def __str__(self) -> str:
         short = "" if self.bytes <= self.free else ": too little"
         unread = f"; {self.sampled_rejects} of them cannot be read" if self.sampled_rejects else ""
         rate = f"about {duration(self.seconds)} at {self.images_per_second:.1f} images/s" if self.seconds else "unknown"
+        texts = texts_held(self.captions, self.questions, self.conversations)
         return "\n".join(
             [
-                f"records   {self.records:,} images ({by_split(self.splits)}), {self.captions:,} captions",
+                f"records   {self.records:,} images ({by_split(self.splits)}), {texts}",
                 f"features  about {size(self.bytes)} in {self.features}, where {size(self.free)} are free{short}",
                 f"time      {rate}, measured on a sample of {self.sampled}{unread}",
             ]
@@ -74,6 +77,8 @@ def estimate(dataset: Dataset, encoder: FrozenEncoder, options: ExtractOptions, 
         images_per_second=round(readable / seconds, 2),
         seconds=round(len(records) * seconds / readable, 1) if readable else None,
         features=str(folder),
+        questions=sum(records.questions.values()),
+        conversations=sum(records.conversations.values()),
     )
 
 

@@ -20,7 +20,7 @@ from ..errors import DatasetError, EncoderError
 from ..features.manifest import FEATURES
 from ..features.reader import Features
 from ..files import locked
-from ..formatting import by_split, counted, duration, size
+from ..formatting import by_split, counted, duration, size, texts_held
 from ..replacement import place_to_write, settle
 from ..results import OnStatus, Result, Status, no_status
 from .captions import encoder_captions
@@ -48,6 +48,8 @@ class Extracted(Result):
     splits: dict[str, int]
     encoded: int
     searchable: bool
+    questions: int = 0
+    conversations: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """All fields but `searchable`."""
@@ -55,12 +57,14 @@ class Extracted(Result):
 
     def __str__(self) -> str:
         rate = f"{self.images_per_second:.0f} images/s" if self.encoded else "nothing new to encode"
-        held = f"({by_split(self.splits)}), {self.captions:,} captions" if self.captions else "without captions"
+        has_text = self.captions or self.questions or self.conversations
+        texts = texts_held(self.captions, self.questions, self.conversations)
+        held = f"({by_split(self.splits)}), {texts}" if has_text else "without captions"
         line = (
             f"features  {self.records:,} images {held}, {self.rejected:,} rejected; {size(self.bytes)} in "
             f"{counted(self.shards, 'shard')} at {self.features}  ({duration(self.seconds)}, {rate})"
         )
-        return line if self.captions else f"{line}\nnext      {_next(self.searchable)}"
+        return line if has_text else f"{line}\nnext      {_next(self.searchable)}"
 
 
 def extract_source(
@@ -83,14 +87,15 @@ def extract_source(
     sources = [source] if isinstance(source, str) else list(source)
     name = sources[0] + (f" and {counted(len(sources) - 1, 'more file')}" if len(sources) > 1 else "")
     say(f"reading {name}")
-    check_apart([Path(path) for path in sources], folder)
+    check_apart([*map(Path, sources), *(reading.questions or ())], folder)
     dataset = read([Path(path) for path in sources], reading)
     say(f"{name}: {dataset.kind}, {dataset.found}; {len(dataset.records):,} images")
+    records = dataset.records
     device, precision = resolve_device(on.device), on.precision
     if precision == "auto":
         precision = recorded_precision(folder, options.overwrite) or precision
     frozen = load_encoder(encoder.encoder, device, resolve_precision(precision, device), encoder.layer)
-    if not sum(dataset.records.captions.values()):
+    if not any((*records.captions.values(), *records.questions.values(), *records.conversations.values())):
         say(f"there are no captions to train on; next: {_next(bool(frozen.identity['joint']))}")
     if options.dry_run:
         return estimate(dataset, frozen, options, folder)
@@ -158,7 +163,7 @@ def extract(
 
             parts = stream.encoded(pieces(dataset, todo, stream.piece_size, options))
             for number, some in groupby(watched(parts), key=lambda part: part.piece.shard):
-                rejected += write_shard(ledger, number, some, encoder, options)
+                rejected += write_shard(ledger, number, some, encoder, options, records.optional)
                 if rejected > options.max_rejects * total:
                     raise ledger.too_many(options.max_rejects)
             encoder_seconds = stream.seconds / stream.streams.count
@@ -210,4 +215,6 @@ def _result(
         splits=manifest["splits"],
         encoded=encoded,
         searchable=bool(manifest["encoder"]["joint"]),
+        questions=manifest.get("questions", 0),
+        conversations=manifest.get("conversations", 0),
     )

@@ -28,6 +28,7 @@ from ..errors import ArtifactError, DatasetError
 from ..features.manifest import FEATURES, REJECTS, Planned, ShardEntry
 from ..files import atomic_file, json_bytes
 from ..replacement import clear, replacement_of
+from ..schema import OPTIONAL_COLUMNS
 
 log = logging.getLogger(__name__)
 AGAIN = "extract again with --overwrite"
@@ -141,15 +142,18 @@ class Ledger:
         shards = [without(self._note(number), "rejects") for number in range(len(self.shards))]
         rejects = self._gather_rejects()
         rejected = {reject.key for reject in rejects}
-        splits, captions = dict(records.splits), dict(records.captions)
+        splits = dict(records.splits)
+        names = ("captions", *(name for name in OPTIONAL_COLUMNS if name in records.optional))
+        texts = {name: sum(getattr(records, name).values()) for name in names}
         for record in records if rejected else ():
             if record.key in rejected and not record.problem:  # the counts leave out records with a problem
                 splits[record.split] -= 1
-                captions[record.split] -= len(record.captions)
+                for name in names:
+                    texts[name] -= len(getattr(record, name))
         content = {
             **self.plan,
             "records": sum(splits.values()),
-            "captions": sum(captions.values()),
+            **texts,
             "splits": splits,
             "rejected": len(rejects),
             "shards": [shard for shard in shards if shard["records"]],

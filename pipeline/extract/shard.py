@@ -1,6 +1,6 @@
 """Shards: which records each one holds, and how one is written."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ..config import ExtractOptions
@@ -40,9 +40,15 @@ def pieces(dataset: Dataset, shards: list[int], size: int, options: ExtractOptio
 
 
 def write_shard(
-    ledger: Ledger, number: int, parts: Iterator[EncodedPiece], encoder: FrozenEncoder, options: ExtractOptions
+    ledger: Ledger,
+    number: int,
+    parts: Iterator[EncodedPiece],
+    encoder: FrozenEncoder,
+    options: ExtractOptions,
+    optional: Collection[str] = (),
 ) -> int:
-    """Write a shard from its pieces, then its note. Returns the number of its rejected records."""
+    """Write a shard from its pieces, then its note. Returns the number of its rejected records. `optional` names the columns
+    that the dataset has, where only some do."""
     rejects: list[Reject] = []
 
     def blocks() -> Iterator[Any]:
@@ -56,8 +62,9 @@ def write_shard(
         if options.shard_format == "arrow":
             identity = encoder.identity
             described = columns(options.codec, identity["tokens"], identity["width"])
-            count = write_arrow_shard(hashed, schema(described, identity["joint"], options.views > 0), blocks())
+            columns_of_shard = schema(described, identity["joint"], options.views > 0, optional)
+            count = write_arrow_shard(hashed, columns_of_shard, blocks())
         else:
-            count = write_tar_shard(hashed, blocks())
+            count = write_tar_shard(hashed, blocks(), optional)
     ledger.note(number, count, hashed.tell(), hashed.sha256, rejects)
     return len(rejects)

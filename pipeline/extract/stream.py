@@ -30,7 +30,7 @@ from ..features.codecs import check, encode, largest
 from ..features.tar_shards import key_problem
 from ..images import UnreadableImage, load_image, thumbnail
 from ..prefetch import map_ahead
-from ..schema import RECORD_COLUMNS, VIEW
+from ..schema import OPTIONAL_COLUMNS, RECORD_COLUMNS, VIEW
 from .ledger import Reject
 
 
@@ -107,7 +107,7 @@ class Stream:
             yield part
 
     def _decode(self, opened: _Opened) -> _Decoded:
-        rows: dict[str, list[Any]] = {name: [] for name in (*RECORD_COLUMNS, "views")}
+        rows: dict[str, list[Any]] = {name: [] for name in (*RECORD_COLUMNS, "views", *OPTIONAL_COLUMNS)}
         pixels: list[np.ndarray] = []
         more: list[np.ndarray] = []
         rejects: list[Reject] = []
@@ -125,7 +125,8 @@ class Stream:
             more += [preprocessing.view(image, view) for view in views]
             values = (
                 record.key, record.split, record.image, list(record.captions), thumbnail(image), image.width, image.height,
-                [asdict(view) for view in views],
+                [asdict(view) for view in views], [one.to_row() for one in record.questions],
+                [list(turns) for turns in record.conversations],
             )  # fmt: skip
             for column, value in zip(rows.values(), values, strict=True):
                 column.append(value)

@@ -3,7 +3,7 @@
 Every column of token features (codecs.py) is an `arrow.fixed_shape_tensor`. Augmented views of a record lie in lists beside it:
 `views` holds how each was cut out, `view_tokens` and the like hold their features."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ..errors import ArtifactError
 from ..files import Sink, mapped
-from ..schema import LEADING, TRAILING, VIEW, VIEWS
+from ..schema import LEADING, TRAILING, VIEW, VIEWS, optional_columns
 from .codecs import TokenColumns
 
 # Rows in columns: a list, or an array (n, *shape). `views` holds a list of dicts a row; the columns `view_*` are arrays
@@ -22,14 +22,15 @@ from .codecs import TokenColumns
 Block = Mapping[str, Any]
 
 
-def schema(encoded: TokenColumns, joint: int | None, views: bool) -> pa.Schema:
-    """The columns of a shard: `encoded` are the codec's, `joint` is the width of `pooled`, if there is one."""
+def schema(encoded: TokenColumns, joint: int | None, views: bool, optional: Collection[str] = ()) -> pa.Schema:
+    """The columns of a shard: `encoded` are the codec's, `joint` is the width of `pooled`, if there is one; `optional` names
+    those that only some datasets have."""
     tensors = {name: pa.fixed_shape_tensor(_arrow_type(dtype), shape) for name, (dtype, shape) in encoded.items()}
     fields = [
         *(column.field for column in LEADING),
         *(pa.field(name, tensor) for name, tensor in tensors.items()),
         *([pa.field("pooled", pa.fixed_shape_tensor(pa.float32(), [joint]))] if joint else []),
-        *(column.field for column in TRAILING),
+        *(column.field for column in (*TRAILING, *optional_columns(optional))),
     ]
     if views:
         fields += [VIEWS.field, *(pa.field(VIEW + name, pa.list_(t)) for name, t in tensors.items())]
@@ -84,7 +85,7 @@ class ArrowShard:
             names = self.table.column_names
             pooled = self.table.schema.field("pooled").type if "pooled" in names else None
             self.joint: int | None = pooled and pooled.shape[0]
-            expected = schema(encoded, self.joint, any(name.startswith(VIEW) for name in names))
+            expected = schema(encoded, self.joint, any(name.startswith(VIEW) for name in names), names)
             wrong = [field.name for field in expected if self.table.schema.field(field.name).type != field.type]
             columns = [name for name in names if name in encoded or name == "pooled" or name.startswith(VIEW)]
             self.offsets = {} if wrong else {name: self._rows(self.table.column(name)) for name in columns}

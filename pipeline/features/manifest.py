@@ -1,6 +1,6 @@
 """The manifest of a features folder. Standard library and msgspec only."""
 
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -71,6 +71,8 @@ class FeaturesManifest(Planned):
 
     records: Count
     captions: Count
+    questions: NotRequired[Count]  # where the shards have a column of them
+    conversations: NotRequired[Count]
     splits: Splits
     rejected: Count
     shards: list[ShardEntry]

@@ -16,7 +16,7 @@ import torch
 from ..artifacts import check_files, difference, read_manifest, remember, without
 from ..errors import ArtifactError
 from ..files import sha256_json
-from ..schema import RECORD_COLUMNS, VIEW
+from ..schema import OPTIONAL_COLUMNS, RECORD_COLUMNS, VIEW, Conversation, Question
 from .arrow_shards import ArrowShard
 from .codecs import Encoded, TokenColumns, columns
 from .manifest import FEATURES
@@ -26,7 +26,7 @@ from .tar_shards import TarShard
 class Shard(Protocol):
     """A shard that has been opened."""
 
-    table: pa.Table  # RECORD_COLUMNS, and `views` where there are some; maybe more
+    table: pa.Table  # RECORD_COLUMNS, OPTIONAL_COLUMNS and `views` where there are some; maybe more
     memory: np.ndarray  # (bytes of the file,) uint8, memory-mapped
     offsets: dict[str, np.ndarray]  # column -> (n,) int64: where in `memory` a row's values begin, or its views' (VIEW)
     joint: int | None  # width of `pooled`, if there is one
@@ -69,7 +69,7 @@ class Features:
             self._shards.append(shard)
         if unknown:
             remember(folder, self.manifest["shards"])
-        about = [*RECORD_COLUMNS, "views"] if self.views else RECORD_COLUMNS
+        about = [*RECORD_COLUMNS, *self.optional, *(["views"] if self.views else [])]
         self.table = pa.concat_tables([shard.table.select(about) for shard in self._shards])
         self._starts = np.cumsum([0, *(len(shard.table) for shard in self._shards)])
         names = [*self.columns, *["pooled"] * bool(self.encoder["joint"])]
@@ -78,8 +78,8 @@ class Features:
 
     def _check(self, path: Path, shard: Shard, records: int) -> None:
         """ArtifactError if the shard has other rows than the manifest says."""
-        found = {"records": len(shard.table), "width of pooled": shard.joint}
-        wanted = {"records": records, "width of pooled": self.encoder["joint"]}
+        found: dict[str, Any] = {"records": len(shard.table), "width of pooled": shard.joint}
+        wanted: dict[str, Any] = {"records": records, "width of pooled": self.encoder["joint"]}
         if "views" in shard.table.column_names:
             trained = shard.table.filter(pc.equal(shard.table.column("split"), "train")).column("views")
             viewed = pc.equal(pc.list_value_length(trained), self.views)
@@ -87,6 +87,9 @@ class Features:
             wanted["training images with all views"] = len(trained)
         elif self.views:
             found["views"], wanted["views"] = 0, self.views
+        for name in OPTIONAL_COLUMNS:
+            found[f"column {name}"] = name in shard.table.column_names
+            wanted[f"column {name}"] = name in self.manifest
         if changed := difference(wanted, found):
             raise ArtifactError(f"{path} is not as the manifest says: {changed}; {AGAIN}")
 
@@ -106,6 +109,11 @@ class Features:
         return views
 
     @property
+    def optional(self) -> list[str]:
+        """The columns that only some datasets have, and this one has."""
+        return [name for name in OPTIONAL_COLUMNS if name in self.manifest]
+
+    @property
     def identity(self) -> str:
         """A hash that differs for other features. The place of their encoder does not change it."""
         encoder = without(self.encoder, "id")
@@ -120,6 +128,19 @@ class Features:
         return self.table.column("captions").to_pylist()
 
     @cached_property
+    def questions(self) -> list[list[Question]]:
+        """The questions of each row, with their answers."""
+        return [[Question.from_row(one) for one in row] for row in self._optional("questions")]
+
+    @cached_property
+    def conversations(self) -> list[list[Conversation]]:
+        """The conversations of each row: turns, the person's first, then alternating."""
+        return [[tuple(turns) for turns in row] for row in self._optional("conversations")]
+
+    def _optional(self, name: str) -> list[list[Any]]:
+        return self.table.column(name).to_pylist() if name in self.optional else [[] for _ in range(len(self))]
+
+    @cached_property
     def pooled(self) -> np.ndarray | None:
         """(N, P) float32, unit length, or None if the encoder has no joint space."""
         if not self.encoder["joint"]:
@@ -128,13 +149,19 @@ class Features:
         self._copy(self.shard_numbers(np.arange(len(self))), self._offsets["pooled"], pooled)
         return pooled
 
-    def rows(self, split: str | None = None, captioned: bool = False) -> np.ndarray:
-        """The row numbers (n,) of a split, or all; with `captioned` only those of images that have a caption."""
+    def rows(
+        self, split: str | None = None, captioned: bool = False, asked: bool = False, conversing: bool = False
+    ) -> np.ndarray:
+        """The row numbers (n,) of a split, or all; with `captioned` only those of images that have a caption, with `asked` a
+        question, with `conversing` a conversation."""
         wanted = np.ones(len(self), bool)
         if split is not None:
             wanted &= self.table.column("split").to_numpy(zero_copy_only=False) == split
-        if captioned:
-            wanted &= pc.list_value_length(self.table.column("captions")).to_numpy() > 0
+        for name, needed in (("captions", captioned), ("questions", asked), ("conversations", conversing)):
+            if needed and name in self.table.column_names:
+                wanted &= pc.list_value_length(self.table.column(name)).to_numpy() > 0
+            elif needed:
+                wanted[:] = False
         return np.flatnonzero(wanted)
 
     def rows_of_shard(self, number: int) -> range:

@@ -1,6 +1,7 @@
 """A shard as an uncompressed tar that the webdataset library reads: the rows of arrow_shards.py, a few members each.
 
-    KEY.json            key, split, image, captions, width, height; how its views were cut out, where there are some
+    KEY.json            key, split, image, captions, width, height; questions, conversations, and how its views were cut out,
+                        where the dataset has some
     KEY.jpg             the thumbnail
     KEY.pooled.npy      (P,) float32, where the encoder has a joint space
     KEY.tokens.npy      and the further columns of the codec: one record's array each
@@ -13,7 +14,7 @@ takes a pass over its headers, which Arrow does without; what is kept of it is t
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from itertools import groupby
 from math import prod
@@ -27,7 +28,7 @@ import pyarrow as pa
 from ..errors import ArtifactError
 from ..files import Sink, mapped
 from ..formatting import printable
-from ..schema import JSON_COLUMNS, VIEW
+from ..schema import JSON_COLUMNS, OPTIONAL_COLUMNS, VIEW
 from ..tar_format import BLOCK, MAX_HEADER, DamagedTar, Member, tar_members
 from .arrow_shards import Block, schema
 from .codecs import TokenColumns
@@ -54,11 +55,12 @@ def key_problem(key: str) -> str:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_tar_shard(file: Sink, blocks: Iterable[Block]) -> int:
-    """Write one shard; returns the number of records. Its bytes depend on the rows alone, not on how they are blocked."""
+def write_tar_shard(file: Sink, blocks: Iterable[Block], optional: Collection[str] = ()) -> int:
+    """Write one shard; returns the number of records. Its bytes depend on the rows alone, not on how they are blocked.
+    `optional` names the columns of the records that only some datasets have."""
     count = 0
     for block in blocks:
-        for name, data in _members(block):
+        for name, data in _members(block, optional):
             header = TarInfo(name)  # no time, no owner
             header.size = len(data)
             file.write(header.tobuf(PAX_FORMAT) + data + bytes(-len(data) % BLOCK))
@@ -67,9 +69,9 @@ def write_tar_shard(file: Sink, blocks: Iterable[Block]) -> int:
     return count
 
 
-def _members(block: Block) -> Iterator[tuple[str, bytes]]:
+def _members(block: Block, optional: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """The names and bytes of a block's members, row by row."""
-    no_arrays = (*JSON_COLUMNS, "thumbnail", "views")
+    no_arrays = (*JSON_COLUMNS, *OPTIONAL_COLUMNS, "thumbnail", "views")
     arrays = [name for name in block if name not in no_arrays and not name.startswith(VIEW) and block[name] is not None]
     arrays.sort(key=lambda name: name != "pooled")
     first = 0  # the row's first view among the block's
@@ -77,6 +79,7 @@ def _members(block: Block) -> Iterator[tuple[str, bytes]]:
         name = member_name(key)
         about = {column: block[column][row] for column in JSON_COLUMNS}
         about.update(width=int(about["width"]), height=int(about["height"]), captions=list(about["captions"]))
+        about.update({column: block[column][row] for column in OPTIONAL_COLUMNS if column in optional})
         views = block["views"][row] if block.get("views") else []
         if views:
             about["views"] = views
@@ -154,7 +157,9 @@ class TarShard:
                 at = self._data(members[VIEW + column], dtype, (len(views), *shape)) if views else -1
                 self._found[VIEW + column].append(at)
             rows.append(about)
-        fields = [field for field in schema(encoded, None, views=True) if field.name in (*JSON_COLUMNS, "views")]
+        optional = [name for name in OPTIONAL_COLUMNS if any(name in about for about in rows)]
+        texts = (*JSON_COLUMNS, *optional, "views")
+        fields = [field for field in schema(encoded, None, views=True, optional=optional) if field.name in texts]
         columns = [pa.array([about[field.name] for about in rows], field.type) for field in fields]
         table = pa.table(columns, schema=pa.schema(fields))
         return table.append_column("thumbnail", pa.chunked_array(thumbnails, pa.binary()))

@@ -59,7 +59,7 @@ def test_the_sample_has_a_picture_five_captions_and_questions_for_each_scene(tmp
     assert len({row["image"] for row in rows}) == 9
     assert all((tmp_path / row["image"]).exists() for row in rows)
     asked = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
-    assert {tuple(question) for question in asked} == {("image", "question", "answer", "split")}
+    assert {tuple(question) for question in asked} == {("image", "question", "answer", "type", "split")}
     for split, count in (("train", 4), ("val", 2), ("test", 3)):
         images = {row["image"] for row in rows if row["split"] == split}
         assert len(images) == count == len({question["image"] for question in asked if question["split"] == split})
@@ -210,27 +210,28 @@ def test_answers_are_true_of_the_scene(scenes: list[Scene]) -> None:
     heard = set()
     for scene in scenes:
         asked = questions(scene)
-        assert len({question for question, _ in asked}) == len(asked) >= 3
-        for question, answer in asked:
+        assert len({question for question, *_ in asked}) == len(asked) >= 3
+        for question, answer, kind in asked:
             words = question.rstrip("?").split()
             match words:
                 case ["How", "many", "things", *_]:
-                    expected = str(len(scene.things))
+                    expected, named = str(len(scene.things)), "count"
                 case ["How", "many", noun, "are", "there"]:
-                    expected = str(sum(thing.shape == singular[noun] for thing in scene.things))
+                    expected, named = str(sum(thing.shape == singular[noun] for thing in scene.things)), "count"
                 case ["What", "colour", "is" | "are", "the", noun]:
                     shape = singular.get(noun, noun)
+                    named = "colour"
                     (expected,) = {thing.colour for thing in scene.things if thing.shape == shape}
                 case ["Is", "there", _, colour, shape]:
                     found = any((thing.colour, thing.shape) == (colour, shape) for thing in scene.things)
-                    expected = "yes" if found else "no"
+                    expected, named = "yes" if found else "no", "presence"
                 case ["What", "is", "the", "background"]:
-                    expected = scene.background
+                    expected, named = scene.background, "background"
                 case _:  # a relation: some thing of that shape stands so to another
                     name = next(n for n in ("left", "above", "inside", "on") if n in words)
                     things = scene.things
                     assert any(holds(name, a, b) for a in things if a.shape == answer for b in things if b is not a)
-                    expected = answer
+                    expected, named = answer, "relation"
             heard.add(words[1])
-            assert answer == expected, (question, answer, scene)
+            assert (answer, kind) == (expected, named), (question, scene)
     assert heard == {"many", "colour", "there", "is"}

@@ -21,5 +21,5 @@ def test_every_place_has_the_columns_that_it_needs():
 
 def test_tables_on_the_way_have_the_types_of_a_record():
     for table in (CATALOGUE, ROWS):
-        for name in ("key", "image", "captions"):
+        for name in ("key", "image", "captions", *schema.OPTIONAL_COLUMNS):
             assert table.field(name).type == schema.TYPES[name]
