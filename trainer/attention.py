@@ -18,6 +18,17 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return F.dropout(x, p) if x.device.type != "cpu" else thin(x, random_bits(x), p)
 
 
+def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
+    """(B, T, W) -> (B, T', W): leaves out a random share of the tokens, the same ones for the whole batch.
+
+    FLIP masks patches so for speed (Li et al. 2023, arXiv:2212.00794); here it works against overfitting of small datasets."""
+    if share == 0:
+        return image_embeds
+    count = image_embeds.shape[1]
+    kept = torch.randperm(count, device=image_embeds.device)[: max(1, round(count * (1 - share)))]
+    return image_embeds[:, kept]
+
+
 def random_bits(x: Tensor) -> Tensor:
     """Random int16 values in the shape of `x`."""
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)

@@ -1,6 +1,6 @@
 """The manifest of a run. Standard library and msgspec only."""
 
-from typing import Annotated, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -41,8 +41,17 @@ class TrainSettings(TypedDict):
     """The fields of the training options that later commands read; the others are kept beside them."""
 
     max_text_length: Annotated[int, Meta(ge=3, le=2**20)]
-    losses: str
+    losses: NotRequired[str]  # of stage 1
     init: str | None
+
+
+class LanguageModelIdentity(TypedDict):
+    """The frozen language model of a run of stage 2. It is not part of the run."""
+
+    id: str
+    sha256: Sha256
+    precision: str
+    width: Side
 
 
 class TrainedOn(TypedDict):
@@ -80,6 +89,8 @@ class RunManifest(TypedDict):
     wait_share: float
     loss: float | None
     best: dict[str, float]  # step and metrics of the weights that were kept; empty without a validation
+    language_model: NotRequired[LanguageModelIdentity]  # of stage 2
+    prompt: NotRequired[str]  # of stage 2
 
 
 RUN = Kind(

@@ -3,7 +3,6 @@
 Letters as in sampling.py; L text length, n images of a process."""
 
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import finalize
@@ -15,13 +14,12 @@ from torch import Tensor
 from ...pipeline.errors import TrainingError
 from ...pipeline.features.codecs import Encoded
 from ...pipeline.features.reader import Empty, Features, empty_array
-from ...pipeline.prefetch import map_ahead
 from ..config import Stage1Config
 from ..objectives import Lesson
 from ..tokens import Tokens
+from .feed import made_ahead, moved
 from .sampling import Sample, Sampler
 
-PREFETCH = 4  # batches made ahead
 TOKENISED = 10_000  # captions tokenised at once
 CPU = torch.device("cpu")
 # positions of training images (n,), their views (n,), a function that allocates -> the columns of the codec
@@ -208,27 +206,8 @@ class Batches:
         return [texts.stop - texts.start for texts in texts_of], micro_batches
 
     def _move(self, values: np.ndarray | Tensor) -> Tensor:
-        """Copy to the device, without waiting for it."""
-        tensor = torch.as_tensor(values)
-        if tensor.device.type == self.device.type:
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)  # a pinned tensor is not copied first
+        return moved(values, self.device)
 
     def between(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """The batches `start` to `stop` - 1, made ahead in a thread; on CUDA in a stream of its own."""
-        with ThreadPoolExecutor(1) as pool:
-            if self.device.type != "cuda":
-                yield from map_ahead(pool, self.batch, range(start, stop), PREFETCH)
-                return
-            copies = torch.cuda.Stream(self.device)
-
-            def load(number: int) -> tuple[Batch, torch.cuda.Event]:
-                with torch.cuda.stream(copies):  # also makes the thread use this device
-                    return self.batch(number), copies.record_event()
-
-            for batch, copied in map_ahead(pool, load, range(start, stop), PREFETCH):
-                stream = torch.cuda.current_stream(self.device)
-                stream.wait_event(copied)
-                for tensor in batch.tensors():
-                    tensor.record_stream(stream)  # keep its memory until the step is done with it
-                yield batch
+        """The batches `start` to `stop` - 1; see `made_ahead`."""
+        return made_ahead(self.batch, self.device, start, stop)

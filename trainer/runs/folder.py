@@ -144,17 +144,19 @@ def finish(
     total: int,
     steps_per_epoch: float,
     stopped: str | None,
+    more: dict[str, Any] | None = None,
 ) -> None:
     """Save the best weights as those of the run, draw the curves, and write the manifest.
 
-    `sizes` is the configuration of the model; `stopped` tells why there are fewer steps than `total`. Without a validation the
-    weights are saved as they are."""
+    `sizes` is the configuration of the model; `stopped` tells why there are fewer steps than `total`; `more` has further fields of
+    the manifest. Without a validation the weights are saved as they are."""
     best = load_best(folder / CHECKPOINTS, model)
     save_tensors(folder / WEIGHTS, model.state_dict(), best)
     lines = list(read_log(folder / METRICS))
     with atomic_file(folder / CURVES) as file:
         draw_curves(lines, file)
-    files = [described(folder / name) for name in (WEIGHTS, TOKENIZER, CONFIG, METRICS, CURVES)]
+    names = (WEIGHTS, TOKENIZER, CONFIG, METRICS, CURVES)  # a tokenizer only where the model reads text
+    files = [described(folder / name) for name in names if (folder / name).is_file()]
     seconds = max(state.seconds, 1e-9)
     write_manifest(
         folder,
@@ -177,6 +179,7 @@ def finish(
             "wait_share": round(state.waited / seconds, 4),
             "loss": next((line["loss"] for line in reversed(lines) if "loss" in line), None),
             "best": best,
+            **(more or {}),
         },
     )
     remember(folder, files)

@@ -2,32 +2,29 @@
 
 import math
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...pipeline.device import DTYPES, resolve_precision
 from ...pipeline.errors import TrainingError
 from ...pipeline.features.reader import Features
-from ...pipeline.files import locked
 from ...pipeline.formatting import counted
-from ...pipeline.replacement import place_to_write, replacement_of, settle
 from ...pipeline.results import OnStatus, no_status
 from ..config import PRESETS, QFormerConfig, Stage1Config
 from ..distributed.processes import ALONE, Processes
 from ..loader.batches import Batch, Batches
 from ..loader.cache import Cache, cached
 from ..loop import planned_steps, train_stage
-from ..manifest import CHECKPOINTS, RUN, TOKENIZER
+from ..manifest import CHECKPOINTS, TOKENIZER
 from ..metrics.retrieval import RetrievalSet, mean_recall_at_1, recalls, retrieval
 from ..objectives import LOSS_TEACH, LOSSES
 from ..qformer import QFormer
 from ..runs.checkpoints import TrainState, last_step
-from ..runs.folder import Trained, begin, finish, is_finished, recorded_precision, result, resumes
+from ..runs.folder import Trained, begin, finish
 from ..runs.log import Log, Report, no_report, summary_writer
+from ..session import conduct, run_lock, training_precision
 from ..tokens import Tokens
 from ..weights.start import find_start
 from .embedder import Embedder, rerank, similarity_matrix
@@ -114,59 +111,46 @@ def train(
     ArtifactError if the folder holds a run with other settings. TrainingError if the features are too few, if the processes
     cannot share a batch, or if training diverges."""
     _check(features, config, processes)
-    dtype = resolve_precision(config.precision, device)
     writer = summary_writer() if tensorboard and processes.first else None
-    with locked(folder) if processes.first else nullcontext():
-        if processes.first and config.precision == "auto":
-            dtype = recorded_precision(folder, overwrite) or dtype  # a run ends in the precision that it began in
-        dtype = _of_rank_0(dtype, processes, device)
+
+    def run(place: Path) -> None:
+        teacher = _teacher(features, config, device, processes, say, progress)
+        torch.manual_seed(config.seed)
+        model, tokens = make_model(features, config, teacher)
+        stage = None
+        if config.epochs:
+            model = model.to(device)  # before the cached features take what is free there
+            cache = None
+            if cache_on_device:
+                cache = cached(features, features.rows("train", captioned=True), device, processes.count, say)
+            batches = make_batches(features, config, tokens, device, processes, cache, teacher)
+            embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
+            stage = Stage1(features, config, embedder, batches, processes)
+        if processes.first:
+            begin(place, settings)
+            tokens.save(place / TOKENIZER)
+        processes.agree(True, device)  # all ranks wait until the place is ready
+        state, total, steps_per_epoch = TrainState(), 0, 1.0
+        if stage is not None:
+            total, steps_per_epoch = stage.total, stage.batches_per_epoch / config.accumulate
+            say(outlook(stage, last_step(place / CHECKPOINTS)))
+            state = train_stage(stage, place, config, device, processes, report, writer)
+        elif processes.first:  # the weights as they came, with an empty log
+            Log(place, 0, 0.0, 0, report, writer).close()
+        if processes.first:
+            stopped = f"validation R@1 got no better, --patience {config.patience}" if state.step < total else None
+            sizes = asdict(model.config)
+            finish(place, 1, model, sizes, config, features, state, total, steps_per_epoch, stopped)
+
+    with run_lock(folder, processes):
+        dtype = training_precision(config, folder, overwrite, processes, device)
         config = replace(config, teach=resolve_teacher(config, features))
         settings = {"train": asdict(config), "features": features.identity, "precision": str(dtype)}
-        place = folder
-        if processes.first:
-            place = place_to_write(folder, overwrite, lambda there: resumes(there, settings))
-        if processes.agree(place != folder, device):
-            place = replacement_of(folder)
-        finished = processes.first and not overwrite and is_finished(folder, settings)
-        if finished:
-            say(f"{folder} is finished: nothing to train; --overwrite trains it anew")
-        if not processes.agree(finished, device):
-            teacher = _teacher(features, config, device, processes, say, progress)
-            torch.manual_seed(config.seed)
-            model, tokens = make_model(features, config, teacher)
-            stage = None
-            if config.epochs:
-                model = model.to(device)  # before the cached features take what is free there
-                cache = None
-                if cache_on_device:
-                    cache = cached(features, features.rows("train", captioned=True), device, processes.count, say)
-                batches = make_batches(features, config, tokens, device, processes, cache, teacher)
-                embedder = Embedder(model, tokens, device, dtype, config.max_text_length)
-                stage = Stage1(features, config, embedder, batches, processes)
-            if processes.first:
-                begin(place, settings)
-                tokens.save(place / TOKENIZER)
-            processes.agree(True, device)  # all ranks wait until the place is ready
-            state, total, steps_per_epoch = TrainState(), 0, 1.0
-            if stage is not None:
-                total, steps_per_epoch = stage.total, stage.batches_per_epoch / config.accumulate
-                say(outlook(stage, last_step(place / CHECKPOINTS)))
-                state = train_stage(stage, place, config, device, processes, report, writer)
-            elif processes.first:  # the weights as they came, with an empty log
-                Log(place, 0, 0.0, 0, report, writer).close()
-            if processes.first:
-                stopped = f"validation R@1 got no better, --patience {config.patience}" if state.step < total else None
-                sizes = asdict(model.config)
-                finish(place, 1, model, sizes, config, features, state, total, steps_per_epoch, stopped)
-                settle(place, folder, RUN)
-        processes.agree(True, device)  # all ranks wait for the manifest
-        return result(folder)
+        return conduct(folder, settings, overwrite, processes, device, say, run)
 
 
 def _check(features: Features, config: Stage1Config, processes: Processes) -> None:
     """TrainingError if the options do not go together, or not with the features or the number of processes."""
-    if config.precision == "float16":
-        raise TrainingError("--precision float16 cannot train (its gradients underflow); use bfloat16 or float32")
     chosen_losses(config)
     if config.preset not in PRESETS:
         raise TrainingError(f"--preset {config.preset}: use {', '.join(PRESETS)}")
@@ -182,12 +166,6 @@ def _check(features: Features, config: Stage1Config, processes: Processes) -> No
         raise TrainingError(
             f"--patience {config.patience}: {features.folder} has no images with captions in the split val to judge by"
         )
-
-
-def _of_rank_0(dtype: torch.dtype, processes: Processes, device: torch.device) -> torch.dtype:
-    """Rank 0's precision, on all ranks: they measure one by one, and could choose differently."""
-    dtypes = list(DTYPES.values())
-    return dtypes[processes.number(dtypes.index(dtype), device)]
 
 
 def _teacher(

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...pipeline.device import autocast
 from ...pipeline.features.codecs import decode
+from ..attention import drop_tokens
 from ..distributed.processes import ALONE, Processes
 from ..loader.batches import Batch, MicroBatch
 from ..objectives import (
@@ -150,17 +151,6 @@ class Stage1Step(nn.Module):
 
     def _seed(self, *numbers: int) -> int:
         return int(np.random.SeedSequence([self.seed, 2, *numbers]).generate_state(1, np.uint64)[0])
-
-
-def drop_tokens(image_embeds: Tensor, share: float) -> Tensor:
-    """(B, T, W) -> (B, T', W): leaves out a random share of the tokens, the same ones for the whole batch.
-
-    FLIP masks patches so for speed (Li et al. 2023, arXiv:2212.00794); here it works against overfitting of small datasets."""
-    if share == 0:
-        return image_embeds
-    count = image_embeds.shape[1]
-    kept = torch.randperm(count, device=image_embeds.device)[: max(1, round(count * (1 - share)))]
-    return image_embeds[:, kept]
 
 
 def backward(

@@ -396,7 +396,7 @@ def record_precision(run, name):
 
 def test_a_run_ends_in_the_precision_that_it_began_in(features, small, tmp_path, monkeypatch):
     """With --precision auto, which chooses bfloat16 where the run began and float32 here."""
-    monkeypatch.setattr("qf.trainer.stage1.stage.resolve_precision", lambda name, device: torch.float32)
+    monkeypatch.setattr("qf.trainer.session.resolve_precision", lambda name, device: torch.float32)
     config, run = replace(small, precision="auto"), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(features, run, config, CPU, report=interrupted_at(6))
