@@ -40,8 +40,8 @@ from .pipeline.failures import explanation, lost_peer
 from .pipeline.formatting import duration, encodable, plain, plain_lines
 from .pipeline.options import OPTION, Panel
 from .pipeline.workspace import Workspace
-from .retrieval.config import DemoOptions, EvalOptions, ExplainOptions, RunOptions, SearchOptions
-from .trainer.config import ExportOptions, Stage1Config, TrainOptions
+from .retrieval.config import CaptionOptions, DemoOptions, EvalOptions, ExplainOptions, RunOptions, SearchOptions
+from .trainer.config import ExportOptions, GenerateOptions, Stage1Config, Stage2Config, TrainOptions, of_stage
 from .trainer.distributed.place import LAUNCHER, LOST
 from .trainer.runs.panel import Pace, TrainingPanel, losses_of, recalls_of
 
@@ -67,18 +67,25 @@ def command(body: Callable[..., None]) -> Callable[..., None]:
     of its fields (see `pipeline/options.py`)."""
     given_as = inspect.signature(body).parameters.values()
     bundles: dict[str, Any] = {p.name: p.annotation for p in given_as if is_dataclass(p.annotation)}
-    options = [ranked for bundle in bundles.values() for ranked in _options(bundle)]
+    options = {
+        parameter.name: (panel, parameter) for b in reversed(bundles.values()) for panel, parameter in _options(b)
+    }
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in given_as if p.name not in bundles]
-    parameters += [parameter for _, parameter in sorted(options, key=lambda ranked: ranked[0])]
+    declared = [f.name for bundle in bundles.values() for f in fields(bundle)]
+    ranked = sorted(options.values(), key=lambda option: (option[0], declared.index(option[1].name)))
+    parameters += [parameter for _, parameter in ranked]
 
     def called(**given: Any) -> None:
         for name, value in given.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise typer.BadParameter(f"--{name.replace('_', '-')} {value}: give a number")
-        for name, bundle in bundles.items():
-            given[name] = bundle(**{f.name: given.pop(f.name) for f in fields(bundle) if f.name in given})
+        made = {
+            name: bundle(**{f.name: given[f.name] for f in fields(bundle) if f.name in given})
+            for name, bundle in bundles.items()
+        }
+        kept = {name: value for name, value in given.items() if name not in options}
         try:
-            body(**given)
+            body(**kept, **made)
         except UsageError as error:
             raise typer.BadParameter(str(error)) from error
         except BrokenPipeError:  # typer would make it exit code 1
@@ -140,6 +147,10 @@ Sources = Annotated[
 Query = Annotated[list[str] | None, typer.Argument(help="What to look for, in words.")]
 Picture = Annotated[str, typer.Argument(help="A picture: a file, or a key of the features.")]
 Caption = Annotated[list[str], typer.Argument(help="What the picture may show, in words.")]
+Pictures = Annotated[
+    list[str] | None, typer.Argument(help="Pictures: files, folders of them, or keys of the features.")
+]
+Question = Annotated[list[str], typer.Argument(help="What to ask about the picture.")]
 Artifact = Annotated[
     Path | None,
     typer.Argument(help="A features folder, a run, an index, or a workspace; all of --workspace unless given."),
@@ -188,10 +199,15 @@ def extract(
 
 @command
 def train(
-    options: TrainOptions, config: Stage1Config, at: WorkspaceOptions, on: DeviceOptions, output: OutputOptions
+    options: TrainOptions,
+    first: Stage1Config,
+    second: Stage2Config,
+    at: WorkspaceOptions,
+    on: DeviceOptions,
+    output: OutputOptions,
 ) -> None:
     """Train a Q-Former on the cached features, then index them. The same command again resumes an interrupted run."""
-    config.check()
+    config = of_stage(options.stage, first, second)
     from .trainer.distributed.launch import launch
     from .trainer.distributed.place import place
 
@@ -199,11 +215,11 @@ def train(
     if options.nproc > 1 and here.count == 1:
         raise typer.Exit(launch(sys.argv[1:], options.nproc))
     here.end_with_launcher()
-    from .retrieval.journey import train_and_index
+    from .retrieval.journey import train_run
 
     with Display(output.quiet or here.rank > 0) as display:
         show = (display.say, display.training, display.extracting)
-        result = train_and_index(Workspace(at.workspace), options, config, on, *show)
+        result = train_run(Workspace(at.workspace), options, config, on, *show)
     if here.rank == 0:
         emit(result, output)
 
@@ -268,6 +284,44 @@ def eval_(
     with Display(output.quiet) as display:
         result = evaluate(Workspace(at.workspace), options, run.run, on, display.say)
     emit(result, output)
+
+
+@command
+def caption(
+    options: CaptionOptions,
+    generate: GenerateOptions,
+    run: RunOptions,
+    at: WorkspaceOptions,
+    on: ComputeOptions,
+    output: OutputOptions,
+    images: Pictures = None,
+) -> None:
+    """Write captions for pictures, by a run of stage 2 or by the generation head of stage 1."""
+    options.check(bool(images))
+    generate.check()
+    from .retrieval.generation import caption
+
+    with Display(output.quiet) as display:
+        chosen = (images or [], options, generate, run.run, on, display.extracting)
+        for made in caption(Workspace(at.workspace), *chosen):
+            emit(made, output, indent=None)
+
+
+@command
+def answer(
+    image: Picture,
+    question: Question,
+    generate: GenerateOptions,
+    run: RunOptions,
+    at: WorkspaceOptions,
+    on: ComputeOptions,
+    output: OutputOptions,
+) -> None:
+    """Answer a question about a picture, by a run of stage 2 that was trained with --task vqa."""
+    generate.check()
+    from .retrieval.generation import answer
+
+    emit(answer(Workspace(at.workspace), image, words(question), generate, run.run, on), output)
 
 
 @command

@@ -29,7 +29,7 @@ class Workspace:
         return self.folder / "runs"
 
     def run(self, name: str | None = None) -> Path:
-        """The folder of the run of that name, or of the one that finished last. QfError if there is none."""
+        """The folder of the run of that name, or of the one of stage 1 that finished last. QfError if there is none."""
         if name is not None:
             if not name or name.startswith(".") or Path(name).name != name:
                 raise QfError(f"{name!r} is not the name of a run: give the name of a folder in {self.runs}")
@@ -44,12 +44,14 @@ class Workspace:
         is_run = name is not None and Path(name).name == name and (self.runs / name / "config.json").is_file()
         return str((self.runs / str(name)).resolve()) if is_run else name
 
-    def latest_run(self) -> Path | None:
-        """The run that finished last, or None. Damaged runs are skipped with a warning."""
+    def latest_run(self, stage: int = 1) -> Path | None:
+        """The run of that stage that finished last, or None. Damaged runs are skipped with a warning."""
         finished = {}
         for run in filter(has_manifest, self._run_folders()):
             try:
-                finished[run] = str(read_manifest(run).get("finished", ""))
+                manifest = read_manifest(run)
+                if manifest.get("stage", 1) == stage:
+                    finished[run] = str(manifest.get("finished", ""))
             except ArtifactError as error:
                 log.warning("%s", error)
         return max(finished, key=lambda run: finished[run], default=None)

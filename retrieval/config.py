@@ -104,3 +104,30 @@ class DemoOptions:
         max=2**20,
     )
     seed: int = option(0, "Seed of training.", min=0, max=2**63 - 1)
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Which pictures are captioned, by what, and where the captions go."""
+
+    features: bool = option(False, "Caption all images of the workspace's features.", flags=("--features",))
+    split: str | None = option(None, "With --features: the images of this split alone.")
+    out: Path | None = option(
+        None,
+        "Write the captions to this .csv or .jsonl as well; the same command again goes on with a file that was begun.",
+    )
+    stage: int | None = option(
+        None,
+        "2: the latest run with a language model; 1: the Q-Former's own generation head. 2 if there is one.",
+        min=1,
+        max=2,
+    )
+
+    def check(self, images: bool) -> None:
+        """UsageError if it is not clear which pictures are meant."""
+        if images == self.features:
+            raise UsageError("give pictures, folders or keys, or else --features for all images of the features")
+        if self.split and not self.features:
+            raise UsageError("--split chooses among the images of --features; add it")
+        if self.out is not None and self.out.suffix.lower() not in (".csv", ".jsonl"):
+            raise UsageError(f"--out {self.out}: give it a name that ends in .csv or .jsonl")

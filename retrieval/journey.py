@@ -12,7 +12,7 @@ from ..pipeline.errors import ArtifactError, QfError
 from ..pipeline.features.reader import Features
 from ..pipeline.results import OnStatus, Result, no_status
 from ..pipeline.workspace import Workspace
-from ..trainer.config import Stage1Config, TrainOptions
+from ..trainer.config import Stage1Config, Stage2Config, TrainOptions
 from ..trainer.distributed.processes import Processes
 from ..trainer.runs.folder import Trained
 from ..trainer.runs.log import Report
@@ -58,7 +58,7 @@ def train_and_index(
     """Train a run in the workspace, then fit its mix and index it. All processes that train together call it; rank 0 goes on
     alone after training."""
     processes, device = Processes.join(resolve_device(on.device))
-    folder, features = workspace.run(options.name), Features(workspace.features)
+    folder, features = workspace.run(options.name or "stage1"), Features(workspace.features)
     config = replace(config, init=workspace.weights(config.init))
     trained = train(
         features,
@@ -86,6 +86,47 @@ def train_and_index(
     say("indexing")
     indexed = build_index(encoders, run, features, workspace.index)
     return TrainedAndIndexed(replace(trained, index=indexed.index), indexed)
+
+
+def train_run(
+    workspace: Workspace,
+    options: TrainOptions,
+    config: Stage1Config | Stage2Config,
+    on: DeviceOptions,
+    say: Say,
+    report: Report,
+    progress: OnStatus = no_status,
+) -> Result:
+    """Train a run of the stage that `config` is of; see `train_and_index` and `train_stage2`."""
+    if isinstance(config, Stage2Config):
+        return train_stage2(workspace, options, config, on, say, report)
+    return train_and_index(workspace, options, config, on, say, report, progress)
+
+
+def train_stage2(
+    workspace: Workspace, options: TrainOptions, config: Stage2Config, on: DeviceOptions, say: Say, report: Report
+) -> Trained:
+    """Train a run of stage 2 in the workspace, from the latest run of stage 1 unless `config.init` names other weights."""
+    from ..trainer.stage2.stage import train as train_language
+
+    processes, device = Processes.join(resolve_device(on.device))
+    features = Features(workspace.features)
+    latest = workspace.latest_run(1)
+    init = str(latest.resolve()) if config.init is None and latest else workspace.weights(config.init)
+    trained = train_language(
+        features,
+        workspace.run(options.name or "stage2"),
+        replace(config, init=init),
+        device,
+        options.overwrite,
+        report,
+        processes,
+        cache_on_device=options.cache_on_device,
+        say=say,
+        tensorboard=options.tensorboard,
+    )
+    processes.leave()
+    return trained
 
 
 def index_run(workspace: Workspace, run: str | None, on: ComputeOptions, say: Say) -> Indexed:

@@ -99,7 +99,7 @@ class TrainOptions:
     cache_on_device: bool = option(
         False, "Keep all features in the device's memory if they fit, else in the host's.", panel=MEMORY
     )
-    name: str = option("stage1", "Name of the run.", panel=OUTPUT)
+    name: str | None = option(None, "Name of the run; stage1 or stage2 unless given.", panel=OUTPUT)
     index: bool = option(True, "Build the index from the trained model.", flags=("--index/--no-index",), panel=OUTPUT)
     tensorboard: bool = option(False, "Write the metrics for TensorBoard as well, into the run's folder.", panel=OUTPUT)
     overwrite: bool = option(False, "Replace what is there.", panel=OUTPUT)
@@ -244,7 +244,9 @@ class Stage2Config(QFormerTraining):
         panel=STAGE2,
     )
     instruct: bool = option(
-        False, "Let the Q-Former read the question as well (InstructBLIP). Its text side comes from --init.", panel=STAGE2
+        False,
+        "Let the Q-Former read the question as well (InstructBLIP). Its text side comes from --init.",
+        panel=STAGE2,
     )
     prefix_lm: bool = option(
         False,
@@ -255,7 +257,12 @@ class Stage2Config(QFormerTraining):
 
     def check(self) -> None:
         """UsageError unless the options make a training."""
-        for name, flag, values in (("parts", "train", TRAINED), ("task", "task", TASKS), ("llm_precision", "llm-precision", LLM_PRECISIONS)):
+        known = (
+            ("parts", "train", TRAINED),
+            ("task", "task", TASKS),
+            ("llm_precision", "llm-precision", LLM_PRECISIONS),
+        )
+        for name, flag, values in known:
             if getattr(self, name) not in values:
                 raise UsageError(f"--{flag} {getattr(self, name)}: use {', '.join(values)}")
         if self.llm is None:
@@ -282,11 +289,19 @@ class GenerateOptions:
     beams: int | None = option(None, "Beams of the search; 1: greedy. 5 unless given.", min=1, max=100, panel=HOW)
     min_length: int = option(1, "Least tokens of a text.", min=0, max=2**16, panel=HOW)
     max_length: int | None = option(
-        None, "Most tokens of a text; 30 for captions, 10 for answers, 200 in a chat unless given.", min=1, max=2**16, panel=HOW
+        None,
+        "Most tokens of a text; 30 for captions, 10 for answers, 200 in a chat unless given.",
+        min=1,
+        max=2**16,
+        panel=HOW,
     )
     length_penalty: float | None = hidden(None)  # exponent of the length that a beam's score is divided by
     temperature: float = option(
-        0.0, "0: the likeliest text. Above: drawn at random, more freely the higher; without beams.", min=0, max=100, panel=HOW
+        0.0,
+        "0: the likeliest text. Above: drawn at random, more freely the higher; without beams.",
+        min=0,
+        max=100,
+        panel=HOW,
     )
     top_p: float = option(1.0, "Draw from the likeliest tokens that make up this share.", min=0.01, max=1, panel=HOW)
     repetition_penalty: float = option(

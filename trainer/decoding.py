@@ -74,7 +74,9 @@ def _one_by_one(decoder: Decoder, ends: frozenset[int], how: Decoding, on_token:
     return texts
 
 
-def _adjusted(scores: Tensor, texts: Sequence[Sequence[int]], length: int, ends: frozenset[int], how: Decoding) -> Tensor:
+def _adjusted(
+    scores: Tensor, texts: Sequence[Sequence[int]], length: int, ends: frozenset[int], how: Decoding
+) -> Tensor:
     """Scores (N, V), logits or log-probabilities, with the repetition penalty (Keskar et al. 2019) and the least length."""
     if how.repetition_penalty != 1:
         for row, text in enumerate(texts):
@@ -90,7 +92,7 @@ def _adjusted(scores: Tensor, texts: Sequence[Sequence[int]], length: int, ends:
 
 def _drawn(logits: Tensor, draws: Sequence[np.random.Generator], how: Decoding) -> list[int]:
     """A token for each row of logits (N, V), from the likeliest ones that make up `top_p` (Holtzman et al. 2020)."""
-    shares, order = (logits / how.temperature).softmax(-1).double().sort(-1, descending=True, stable=True)
+    shares, order = (logits / how.temperature).softmax(-1).double().sort(dim=-1, descending=True, stable=True)
     before = shares.cumsum(-1) - shares
     shares = shares.masked_fill(before >= how.top_p, 0.0)
     upto = shares.cumsum(-1)

@@ -28,7 +28,7 @@ class Stage(Protocol[Batch]):
 
     @property
     def model(self) -> nn.Module:
-        """The module whose parameters are trained and saved. It holds nothing frozen."""
+        """The module that is saved. Its parameters are trained, but for those that require no gradients."""
 
     @property
     def losses(self) -> Sequence[str]:
@@ -71,9 +71,10 @@ def learning_rate(step: int, total: int, config: LoopConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW, with weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    """AdamW for the parameters that require gradients, with weight decay on matrices only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 

@@ -28,10 +28,15 @@ class Run:
 
     name = "itc"
 
-    def __init__(self, folder: Path, device: "torch.device", precision: str) -> None:
-        """On a device, to compute in `precision` (see `resolve_precision`). ArtifactError if the run is unfinished or damaged."""
+    def __init__(self, folder: Path, device: "torch.device", precision: str, stage: int = 1) -> None:
+        """On a device, to compute in `precision` (see `resolve_precision`). ArtifactError if the run is unfinished or damaged;
+        QfError if it is of another stage."""
         self.folder, self.device, self.precision = folder, device, precision
         self.manifest = read_manifest(folder, RUN)
+        if self.manifest["stage"] != stage:
+            raise QfError(
+                f"run {folder} is of stage {self.manifest['stage']}, made for captions and answers; search needs one of stage 1"
+            )
 
     @cached_property
     def embedder(self) -> "Embedder":

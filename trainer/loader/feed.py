@@ -31,9 +31,7 @@ def moved(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)  # a pinned tensor is not copied first
 
 
-def made_ahead(
-    make: Callable[[int], Made], device: torch.device, start: int, stop: int
-) -> Generator[Made, None, None]:
+def made_ahead(make: Callable[[int], Made], device: torch.device, start: int, stop: int) -> Generator[Made, None, None]:
     """The batches `start` to `stop` - 1, made ahead in a thread; on CUDA in a stream of its own."""
     with ThreadPoolExecutor(1) as pool:
         if device.type != "cuda":

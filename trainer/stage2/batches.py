@@ -151,7 +151,9 @@ class Stage2Batches:
             {name: move(column) for name, column in encoded.items()},
             move(image_rows[own] - self.share.start),
             text.to(move),
-            instructions_of(self.tokens, [examples[m].question for m in mine], self.config.max_text_length, self.device),
+            instructions_of(
+                self.tokens, [examples[m].question for m in mine], self.config.max_text_length, self.device
+            ),
             len(examples),
         )
 

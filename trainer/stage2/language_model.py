@@ -22,7 +22,10 @@ from .smollm2 import smollm2_folder
 BUILTIN = Path(__file__).resolve().parents[2] / "data" / "lm"
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.jinja")
 IGNORED = -100  # the label of a token that is not learnt
-QUANTISED = {"int8": {"load_in_8bit": True}, "int4": {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16}}
+QUANTISED: dict[str, dict[str, Any]] = {
+    "int8": {"load_in_8bit": True},
+    "int4": {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16},
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,12 @@ class LanguageModel:
     """A frozen language model on a device, with its tokenizer. Nothing here computes gradients for its weights."""
 
     def __init__(self, model: Any, tokenizer: Any, identity: dict[str, Any], device: torch.device) -> None:
-        self.model, self.tokenizer, self.identity, self.device = model.eval().requires_grad_(False), tokenizer, identity, device
+        self.model, self.tokenizer, self.identity, self.device = (
+            model.eval().requires_grad_(False),
+            tokenizer,
+            identity,
+            device,
+        )
         config = model.config
         self.encoder_decoder = bool(config.is_encoder_decoder)
         self.embeddings = model.get_input_embeddings()
@@ -55,6 +63,8 @@ class LanguageModel:
         self.width: int = self.embeddings.weight.shape[1]
         self.ends = frozenset(_end_ids(model, tokenizer))
         self.window: int | None = None if self.encoder_decoder else getattr(config, "max_position_embeddings", None)
+        # a part of a sequence, as `logits_to_keep` cuts it, is not contiguous: the CPU would copy the whole head for each text
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.pad = next(i for i in (tokenizer.pad_token_id, *sorted(self.ends)) if i is not None)
 
@@ -79,7 +89,9 @@ class LanguageModel:
             space = " " if prompt and not prompt[-1].isspace() else ""
             whole = self.prompt_ids(prompt + space + target)
             same = whole[: len(before)] == before
-            after = whole[len(before) :] if same else self.tokenizer(space + target, add_special_tokens=False)["input_ids"]
+            after = (
+                whole[len(before) :] if same else self.tokenizer(space + target, add_special_tokens=False)["input_ids"]
+            )
         return before, [*after[: limit - 1], min(self.ends)]
 
     def text_of(self, ids: Sequence[int]) -> str:
@@ -119,7 +131,9 @@ class LanguageModel:
         mask = F.pad(text.attention_mask, (prefix.shape[1], 0), value=1)
         if self.encoder_decoder:
             decoder_ids = self.model.prepare_decoder_input_ids_from_labels(labels=text.labels)
-            output = self.model(inputs_embeds=inputs, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False)
+            output = self.model(
+                inputs_embeds=inputs, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
+            )
             return output.logits, text.labels
         kept = text.input_ids.shape[1] - text.first + 1  # from the last place before a label
         more = {"logits_to_keep": kept} if self.keeps_logits else {}
@@ -128,9 +142,9 @@ class LanguageModel:
 
     # ---- generating --------------------------------------------------------------------------------------------------
 
-    def decoder(self, prefix: Tensor, prompt: Sequence[int]) -> Decoder:
-        """A decoder for N pictures (N, Q, H) that all have the prompt of these tokens."""
-        ids = torch.tensor(prompt, dtype=torch.long, device=self.device).expand(len(prefix), -1)
+    def decoder(self, prefix: Tensor, prompts: Sequence[Sequence[int]]) -> Decoder:
+        """A decoder for N pictures (N, Q, H), each with a prompt of tokens. The prompts have one length."""
+        ids = torch.tensor(prompts, dtype=torch.long, device=self.device)
         inputs = torch.cat([prefix.to(self.dtype), self.embeddings(ids)], 1)
         return _Seq2Seq(self.model, inputs) if self.encoder_decoder else _Causal(self.model, inputs, self.keeps_logits)
 
@@ -216,7 +230,9 @@ def language_model_folder(name: str) -> Path:
 
     TrainingError if there is none, or if it is no language model."""
     try:
-        folder = {"builtin": lambda: BUILTIN, "smollm2": smollm2_folder}.get(name, lambda: encoder_folder(name, FILES))()
+        folder = {"builtin": lambda: BUILTIN, "smollm2": smollm2_folder}.get(
+            name, lambda: encoder_folder(name, FILES)
+        )()
         read_config(folder / "config.json")
     except EncoderError as error:
         raise TrainingError(
@@ -226,28 +242,34 @@ def language_model_folder(name: str) -> Path:
     return folder
 
 
-def language_model_identity(name: str, precision: torch.dtype | str) -> dict[str, Any]:
+def language_model_identity(name: str, folder: Path, precision: torch.dtype | str) -> dict[str, Any]:
     """The properties of a language model that decide its texts: id, sha256 of its weights, precision."""
-    folder = language_model_folder(name)
     try:
         digest = weights_sha256(folder)
     except EncoderError as error:
         raise TrainingError(f"--llm {name}: {error}") from error
-    return {"id": name, "sha256": digest, "precision": str(precision).removeprefix("torch.")}
+    absolute = str(folder.resolve()) if Path(name).is_dir() else name  # valid from any folder
+    return {"id": absolute, "sha256": digest, "precision": str(precision).removeprefix("torch.")}
 
 
 def load_language_model(name: str, precision: str, device: torch.device) -> LanguageModel:
     """The language model of that name, frozen, on the device. TrainingError if it cannot be loaded."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils import logging
 
     resolved = precision if precision in QUANTISED else resolve_precision(precision, device)
-    identity = language_model_identity(name, resolved)
     folder = language_model_folder(name)
+    identity = language_model_identity(name, folder, resolved)
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    if device.type == "cpu":  # the fused kernel's backward pass takes three times as long there in bfloat16
+        options["attn_implementation"] = "eager"
     if precision in QUANTISED:
         options |= _quantisation(precision, device)
     else:
         options["dtype"] = DTYPES[identity["precision"]]
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -258,6 +280,8 @@ def load_language_model(name: str, precision: str, device: torch.device) -> Lang
     except Exception as error:  # transformers raises errors of many kinds
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TrainingError(f"--llm {name} cannot be loaded as a language model: {reason[0][:200]}") from error
+    finally:
+        logging.set_verbosity(level)
     return LanguageModel(model if precision in QUANTISED else model.to(device), tokenizer, identity, device)
 
 

@@ -34,7 +34,10 @@ def dialog(prompt: str, turns: Sequence[str]) -> str:
     """The prompt after `turns`, which are questions and answers in turn and end with a question. ValueError if they do not."""
     if len(turns) % 2 == 0:
         raise ValueError("a dialog to go on with ends with a question")
-    before = (TURNS.format(asked(prompt, question), answer) for question, answer in zip(turns[:-1:2], turns[1::2], strict=True))
+    before = (
+        TURNS.format(asked(prompt, question), answer)
+        for question, answer in zip(turns[:-1:2], turns[1::2], strict=True)
+    )
     return "".join(before) + asked(prompt, turns[-1])
 
 

@@ -61,7 +61,5 @@ class Stage2Step(nn.Module):
         embeds = decode(batch.encoded)
         if not self.queries_known:
             embeds = drop_tokens(embeds, self.token_dropout)
-        prompts = soft_prompts(
-            self.model, embeds, batch.image_rows, batch.instructions, self.dtype, self.queries_known
-        )
+        prompts = soft_prompts(self.model, embeds, batch.image_rows, batch.instructions, self.dtype, self.queries_known)
         return self.frozen[0].losses(prompts, batch.text).sum() / batch.text.count

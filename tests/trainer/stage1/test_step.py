@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from qf.trainer.attention import drop_tokens
 from qf.trainer.config import QFormerConfig
 from qf.trainer.loader.batches import Batches
 from qf.trainer.objectives import LOSSES, Lesson, itc_loss, positives, similarities, stage1_losses, teach_loss
 from qf.trainer.qformer import QFormer
 from qf.trainer.stage1.plan import StepPlan
-from qf.trainer.attention import drop_tokens
 from qf.trainer.stage1.step import Stage1Step, backward
 from qf.trainer.tokens import Tokens
 from torch.testing import assert_close

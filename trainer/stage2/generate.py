@@ -1,0 +1,103 @@
+"""Texts for pictures: a trained soft prompt before a frozen language model.
+
+Letters as in language_model.py; W and T are the width and the tokens of the frozen encoder."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...pipeline.artifacts import read_manifest
+from ...pipeline.errors import ArtifactError
+from ...pipeline.tensor_files import open_tensors
+from ..config import QFormerConfig
+from ..decoding import Decoding, OnToken, generate
+from ..manifest import RUN, TOKENIZER, WEIGHTS
+from ..tokens import Tokens
+from .batches import instructions_of
+from .language_model import LanguageModel, load_language_model
+from .model import VisualPrompt
+from .prompts import asked
+from .step import soft_prompts
+
+GROUP = 64  # texts generated at once
+
+
+class Generator:
+    """A model of stage 2 with its language model and its prompt."""
+
+    def __init__(
+        self,
+        model: VisualPrompt,
+        language_model: LanguageModel,
+        prompt: str,
+        tokens: Tokens | None,
+        max_text_length: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """`tokens` is the Q-Former's tokenizer where it reads questions; `dtype` its precision."""
+        self.model, self.language_model, self.prompt, self.tokens = model, language_model, prompt, tokens
+        self.max_text_length, self.dtype = max_text_length, dtype
+
+    @torch.inference_mode()
+    def soft_prompts(self, image_embeds: Tensor, questions: Sequence[str]) -> Tensor:
+        """The soft prompts (N, Q, H) of N pictures (N, T, W), each with its question."""
+        self.model.eval()
+        device = image_embeds.device
+        read = instructions_of(self.tokens, questions, self.max_text_length, device)
+        rows = torch.arange(len(image_embeds), device=device)
+        return soft_prompts(self.model, image_embeds, rows, read, self.dtype)
+
+    def texts(
+        self, image_embeds: Tensor, questions: Sequence[str], how: Decoding, on_token: OnToken | None = None
+    ) -> list[str]:
+        """The text for each of N pictures (N, T, W) and its question, which is "" where the prompt takes none."""
+        return self.continued(
+            self.soft_prompts(image_embeds, questions),
+            [asked(self.prompt, question) for question in questions],
+            how,
+            on_token,
+        )
+
+    @torch.inference_mode()
+    def continued(
+        self, prefix: Tensor, prompts: Sequence[str], how: Decoding, on_token: OnToken | None = None
+    ) -> list[str]:
+        """The text after each of N soft prompts (N, Q, H) and prompts. Prompts of equal length are generated together, so that
+        no padding changes a text. TrainingError if a prompt does not fit into the language model's window."""
+        ids = [self.language_model.prompt_ids(prompt) for prompt in prompts]
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for n, prompt in enumerate(ids):
+            self.language_model.check_window(prefix.shape[1], prompt, how.max_length)
+            by_length[len(prompt)].append(n)
+        texts = [""] * len(prompts)
+        for group in by_length.values():
+            for start in range(0, len(group), GROUP):
+                some = group[start : start + GROUP]
+                decoder = self.language_model.decoder(prefix[some], [ids[n] for n in some])
+                for n, found in zip(some, generate(decoder, self.language_model.ends, how, on_token), strict=True):
+                    texts[n] = self.language_model.text_of(found)
+        return texts
+
+
+def open_generator(folder: Path, device: torch.device, dtype: torch.dtype) -> Generator:
+    """The generator of a finished run of stage 2. ArtifactError if the run or its weights are damaged, or if the language model
+    is no longer the one that it was trained with; TrainingError if that cannot be loaded."""
+    manifest = read_manifest(folder, RUN)
+    known = manifest["language_model"]
+    language_model = load_language_model(known["id"], known["precision"], device)
+    found = language_model.identity
+    if found["sha256"] != known["sha256"]:
+        raise ArtifactError(
+            f"run {folder} was trained with the language model {known['id']} (weights {known['sha256'][:12]}); the one found there "
+            f"now has weights {found['sha256'][:12]}: restore it, or train again"
+        )
+    reads_text = bool(manifest["train"]["instruct"])
+    model = VisualPrompt(QFormerConfig(**manifest["model"]), language_model.width, reads_text)
+    with open_tensors(folder / WEIGHTS) as file:
+        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    tokens = Tokens.load(folder / TOKENIZER) if reads_text else None
+    limit = manifest["train"]["max_text_length"]
+    return Generator(model.to(device).eval(), language_model, manifest["prompt"], tokens, limit, dtype)
