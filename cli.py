@@ -8,23 +8,22 @@ take_signals(leave)  # while the imports below go on, which take a moment
 
 import atexit
 import contextlib
-import inspect
+import functools
 import io
 import json
 import logging
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from .pipeline.artifacts import has_manifest
+from .pipeline.commands import with_options
 from .pipeline.config import (
     WORKSPACE,
     ComputeOptions,
@@ -35,15 +34,14 @@ from .pipeline.config import (
     ReadOptions,
     WorkspaceOptions,
 )
-from .pipeline.errors import QfError, UsageError
+from .pipeline.errors import QfError
 from .pipeline.failures import explanation, lost_peer
 from .pipeline.formatting import duration, encodable, plain, plain_lines
-from .pipeline.options import OPTION, Panel
 from .pipeline.workspace import Workspace
 from .retrieval.config import CaptionOptions, DemoOptions, EvalOptions, ExplainOptions, RunOptions, SearchOptions
 from .trainer.config import ExportOptions, GenerateOptions, Stage1Config, Stage2Config, TrainOptions, of_stage
 from .trainer.distributed.place import LAUNCHER, LOST
-from .trainer.runs.panel import Pace, TrainingPanel, losses_of, recalls_of
+from .trainer.runs.panel import Pace, TrainingPanel, losses_of, validation_of
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -63,58 +61,17 @@ app = typer.Typer(
 
 
 def command(body: Callable[..., None]) -> Callable[..., None]:
-    """Register a command under the name of its function. A parameter whose type is a dataclass stands for an option for each
-    of its fields (see `pipeline/options.py`)."""
-    given_as = inspect.signature(body).parameters.values()
-    bundles: dict[str, Any] = {p.name: p.annotation for p in given_as if is_dataclass(p.annotation)}
-    options = {
-        parameter.name: (panel, parameter) for b in reversed(bundles.values()) for panel, parameter in _options(b)
-    }
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in given_as if p.name not in bundles]
-    declared = [f.name for bundle in bundles.values() for f in fields(bundle)]
-    ranked = sorted(options.values(), key=lambda option: (option[0], declared.index(option[1].name)))
-    parameters += [parameter for _, parameter in ranked]
+    """Register a command under the name of its function, with the options of the dataclasses among its parameters."""
 
+    @functools.wraps(body)
     def called(**given: Any) -> None:
-        for name, value in given.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise typer.BadParameter(f"--{name.replace('_', '-')} {value}: give a number")
-        made = {
-            name: bundle(**{f.name: given[f.name] for f in fields(bundle) if f.name in given})
-            for name, bundle in bundles.items()
-        }
-        kept = {name: value for name, value in given.items() if name not in options}
         try:
-            body(**kept, **made)
-        except UsageError as error:
-            raise typer.BadParameter(str(error)) from error
+            body(**given)
         except BrokenPipeError:  # typer would make it exit code 1
             stop_printing()
 
-    called.__doc__, called.__signature__ = body.__doc__, inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(body.__name__.rstrip("_"))(called)
+    app.command(body.__name__.rstrip("_"))(with_options(called))
     return body
-
-
-def _options(bundle: Any) -> Iterator[tuple[Panel, inspect.Parameter]]:
-    """The fields of a dataclass as parameters for typer, each with the panel of its option."""
-    types = get_type_hints(bundle)
-    for field in fields(bundle):
-        if (option := field.metadata[OPTION]) is not None:
-            flags = option.flags or (f"--{field.name.replace('_', '-')}",)
-            shown = typer.Option(
-                *flags,
-                help=option.help,
-                min=option.min,
-                max=option.max,
-                rich_help_panel=option.panel.title if option.panel.rank else None,
-                envvar=option.envvar,
-            )
-            default = inspect.Parameter.empty if field.default is MISSING else field.default
-            kind: Any = Annotated[types[field.name], shown]
-            parameter = inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-            yield option.panel, parameter
 
 
 def show_version(wanted: bool) -> None:
@@ -448,7 +405,7 @@ class Display:
             self.shown.add(line)
         elif "split" in line:
             best = " (the best so far)" if line["best"] else ""
-            self.say(f"step {line['step']:,}: validation R@1 {recalls_of(line)}{best}")
+            self.say(f"step {line['step']:,}: validation {validation_of(line)}{best}")
         else:
             self._line("train", line["step"], total, f"{losses_of(line)}  {line['pairs_per_second']:.0f} pairs/s")
 

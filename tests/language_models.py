@@ -1,5 +1,6 @@
 """Small random language models, saved by transformers, and a BLIP-2 of transformers around one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,10 +18,10 @@ T5 = {
 }  # fmt: skip
 
 
-def write_tokenizer(folder: Path, encoder_decoder: bool) -> None:
+def write_tokenizer(folder: Path, encoder_decoder: bool, words: Sequence[str] = tuple(WORDS)) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     single = "$A </s>" if encoder_decoder else "<s> $A"
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])

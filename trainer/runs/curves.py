@@ -12,7 +12,7 @@ FEW = 30  # a curve of fewer points has markers
 
 
 def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
-    """Draw losses and validation R@1 by step, from the lines of metrics.jsonl, as a PNG."""
+    """Draw losses and validation metrics by step, from the lines of metrics.jsonl, as a PNG."""
     losses = [line for line in lines if "loss" in line]
     checks = [line for line in lines if "split" in line]
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -23,8 +23,13 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
         ("loss_itm", "matching (ITM)"),
         ("loss_itg", "generation (ITG)"),
         ("loss_teach", "distance to the teacher"),
+        ("loss_lm", "language model"),
     ):
         _plot(left, losses, name, label, marker="o" if len(losses) < FEW else "", markersize=3)
+    generated = any("loss_val" in line for line in checks)
+    if generated:
+        _plot(left, checks, "loss_val", "validation", marker="o", markersize=3)
+        _plot(left, checks, "loss_shuffled", "validation, shuffled images", marker="o", markersize=3)
     end = max((line["step"] for line in lines), default=1)
     left.set(title="training losses", xlabel="step", ylabel="loss", ylim=(0, None))
     if losses:
@@ -35,12 +40,15 @@ def draw_curves(lines: Sequence[dict[str, Any]], file: IO[bytes]) -> None:
         ("text_to_image_R@1", "text to image"),
         ("image_to_text_R@1", "image to text"),
         ("reranked_text_to_image_R@1", "text to image, re-ranked"),
+        ("CIDEr", "CIDEr"),
+        ("accuracy", "accuracy, %"),
     ):
         _plot(right, checks, name, label, marker="o", markersize=3)
     if best := [line["step"] for line in checks if line.get("best")]:
         right.axvline(best[-1], color="black", alpha=0.4, linestyle=":", label="weights that are kept")
-    right.set(title="validation R@1", xlabel="step", ylabel="%", ylim=(0, None))
-    if checks:
+    title, unit = ("validation texts", "") if generated else ("validation R@1", "%")
+    right.set(title=title, xlabel="step", ylabel=unit, ylim=(0, None))
+    if right.get_legend_handles_labels()[0]:
         right.legend()
     else:
         right.text(0.5, 0.5, "no validation", ha="center", transform=right.transAxes)

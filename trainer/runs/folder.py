@@ -33,7 +33,7 @@ from ..manifest import CHECKPOINTS, CURVES, METRICS, RUN, TOKENIZER, WEIGHTS, Ru
 from .checkpoints import TrainState, load_best, steps
 from .curves import draw_curves
 from .log import read_log
-from .panel import recalls_of
+from .panel import recalls_of, validation_of
 
 AGAIN = "train again with --overwrite"
 
@@ -60,7 +60,11 @@ class Trained(Result):
         return fields if self.index is not None else {name: fields[name] for name in fields if name != "index"}
 
     def __str__(self) -> str:
-        checked = f"; validation R@1 in % of the weights that are kept: {recalls_of(self.best)}" if self.best else ""
+        recalls = recalls_of(self.best)
+        named = (
+            f" R@1 in % of the weights that are kept: {recalls}" if recalls else f" of them: {validation_of(self.best)}"
+        )
+        checked = f"; validation{named}" if self.best else ""
         steps = counted(self.steps, "step")
         if self.stopped:
             steps += f" of {self.planned_steps:,} ({self.stopped})"

@@ -12,6 +12,13 @@ RECALLS = {  # the metrics that a validation is shown by, with short names
     "image_to_text_R@1": "image to text",
     "reranked_text_to_image_R@1": "matched",
 }
+GENERATED = {  # those of stage 2
+    "CIDEr": "CIDEr",
+    "accuracy": "accuracy",
+    "loss_val": "loss",
+    "loss_shuffled": "loss, shuffled images",
+    "empty": "empty texts",
+}
 REPORTS = 20  # reports that a pace is measured over
 
 
@@ -24,6 +31,13 @@ def losses_of(line: dict[str, Any]) -> str:
 def recalls_of(line: dict[str, Any]) -> str:
     """The recalls of a validation line: "12.3 text to image, 4.5 image to text"."""
     return ", ".join(f"{line[name]:.1f} {label}" for name, label in RECALLS.items() if name in line)
+
+
+def validation_of(line: dict[str, Any]) -> str:
+    """The metrics of a validation line: "R@1 12.3 text to image, …", or of stage 2 "CIDEr 0.51, loss 2.1, …"."""
+    if recalls := recalls_of(line):
+        return f"R@1 {recalls}"
+    return ", ".join(f"{label} {line[name]:.4g}" for name, label in GENERATED.items() if name in line)
 
 
 def clock(seconds: float) -> str:
@@ -67,7 +81,7 @@ class TrainingPanel:
         from rich.console import Group
         from rich.panel import Panel
 
-        parts = [*([self._progress()] if self.step else []), *([self._recalls()] if self.validation else [])]
+        parts = [*([self._progress()] if self.step else []), *([self._metrics()] if self.validation else [])]
         return Panel(Group(*parts), title="training", title_align="left", border_style="dim", width=80)
 
     def _progress(self) -> "RenderableType":
@@ -93,14 +107,20 @@ class TrainingPanel:
             table.add_row(f"[dim]{name}", text)
         return table
 
-    def _recalls(self) -> "RenderableType":
+    def _metrics(self) -> "RenderableType":
         from rich.table import Table
 
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for title in ("R@1", "step", *RECALLS.values()):
-            table.add_column(title, justify="right" if title != "R@1" else "left", header_style="dim")
+        shown = {
+            name: label for name, label in (RECALLS | GENERATED).items() if name in self.validation or name in RECALLS
+        }
+        if "loss_val" in self.validation:
+            shown = {name: label for name, label in shown.items() if name in GENERATED}
+        first = "R@1" if shown == RECALLS else "validation"
+        for title in (first, "step", *shown.values()):
+            table.add_column(title, justify="right" if title != first else "left", header_style="dim")
         for name, line in {"last": self.validation, "best": self.best}.items():
             if line:
-                values = (f"{line[recall]:.1f}" if recall in line else "" for recall in RECALLS)
+                values = (f"{line[name]:.{1 if name in RECALLS else 3}f}" if name in line else "" for name in shown)
                 table.add_row(f"[dim]{name}", f"{line['step']:,}", *values)
         return table
