@@ -235,11 +235,12 @@ def explain(
 def eval_(
     options: EvalOptions, run: RunOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions
 ) -> None:
-    """Measure retrieval on a split: the encoder's own zero-shot scores, ITC, their mix, and both re-ranked by ITM."""
-    from .retrieval.journey import evaluate
+    """Measure a run on a split: retrieval by the encoder, ITC, their mix and ITM; or captions; or answers (--task)."""
+    options.check()
+    from .retrieval.journey import evaluate_task
 
     with Display(output.quiet) as display:
-        result = evaluate(Workspace(at.workspace), options, run.run, on, display.say)
+        result = evaluate_task(Workspace(at.workspace), options, run.run, on, display.say, display.extracting)
     emit(result, output)
 
 

@@ -9,6 +9,7 @@ from ..pipeline.options import Panel, option
 DEMO_EPOCHS, DEMO_MINUTES = 4.0, 5  # what the demo trains, on a machine that ends within so many minutes
 QUERY, OUTPUT = Panel(1, "What is searched"), Panel(2, "What is drawn")
 RERANK = 16  # candidates that are re-ranked where no other number is given
+EVALUATED = ("retrieval", "caption", "vqa")
 SCORERS = ("mix", "itc", "encoder")
 
 
@@ -62,6 +63,7 @@ class SearchOptions:
 class EvalOptions:
     """The measurement."""
 
+    task: str = option("retrieval", "retrieval: R@K. caption: CIDEr and the like. vqa: accuracy of answers.")
     split: str | None = option(None, "The split to measure on; test unless given, or val where there is no test.")
     rerank: int = option(
         RERANK, "Re-rank this many candidates of each query by image-text matching; 0: none.", min=0, max=2**20
@@ -69,6 +71,11 @@ class EvalOptions:
     fit_mix: bool = option(
         False, "First fit the run's mix anew on validation images, and store it.", flags=("--fit-mix",)
     )
+
+    def check(self) -> None:
+        """UsageError if the task is unknown."""
+        if self.task not in EVALUATED:
+            raise UsageError(f"--task {self.task}: use {', '.join(EVALUATED)}")
 
 
 @dataclass(frozen=True)

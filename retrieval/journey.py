@@ -162,6 +162,17 @@ def evaluate(workspace: Workspace, options: EvalOptions, run: str | None, on: Co
     return result
 
 
+def evaluate_task(
+    workspace: Workspace, options: EvalOptions, run: str | None, on: ComputeOptions, say: Say, progress: OnStatus
+) -> Result:
+    """Measure a run on the task of the options; see `evaluate` and `evaluate_texts`."""
+    if options.task == "retrieval":
+        return evaluate(workspace, options, run, on, say)
+    from .text_scores import evaluate_texts
+
+    return evaluate_texts(workspace, options, run, on, progress)
+
+
 def _mix_of(features: Features, run: Run | None, encoders: Sequence[QueryEncoder], anew: bool, say: Say) -> Mix | None:
     """The mix to evaluate: the one that the run has, or one that is fitted `anew`. QfError if that is not possible."""
     if run is None:

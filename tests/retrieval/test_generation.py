@@ -9,9 +9,10 @@ from qf import cli
 from qf.pipeline.config import ComputeOptions, DeviceOptions
 from qf.pipeline.errors import QfError
 from qf.pipeline.workspace import Workspace
-from qf.retrieval.config import CaptionOptions
+from qf.retrieval.config import CaptionOptions, EvalOptions
 from qf.retrieval.generation import answer, caption
 from qf.retrieval.journey import train_run
+from qf.retrieval.text_scores import evaluate_texts
 from qf.trainer.config import GenerateOptions, Stage1Config, Stage2Config, TrainOptions
 
 ON = ComputeOptions(device="cpu", precision="float32")
@@ -135,3 +136,16 @@ def test_options_that_do_not_go_together_are_one_line(monkeypatch, capsys, argum
         cli.main()
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_captions_are_scored_beside_those_of_other_pictures(workspace):
+    result = evaluate_texts(workspace, EvalOptions(task="caption", split="val"), None, ON)
+    assert set(result.rows) == {"run", "run, shuffled images"}
+    assert set(result.rows["run"]) == {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"}
+    assert result.images == result.texts == 12
+    assert "captions of" in str(result)
+
+
+def test_a_split_without_questions_is_one_line(workspace):
+    with pytest.raises(QfError, match="no images with questions"):
+        evaluate_texts(workspace, EvalOptions(task="vqa"), None, ON)
