@@ -61,6 +61,7 @@ class LanguageModel:
         self.embeddings = model.get_input_embeddings()
         self.dtype: torch.dtype = self.embeddings.weight.dtype
         self.width: int = self.embeddings.weight.shape[1]
+        self.scale = self.embeddings.weight.float().square().mean().sqrt().item()
         self.ends = frozenset(_end_ids(model, tokenizer))
         self.window: int | None = None if self.encoder_decoder else getattr(config, "max_position_embeddings", None)
         # a part of a sequence, as `logits_to_keep` cuts it, is not contiguous: the CPU would copy the whole head for each text

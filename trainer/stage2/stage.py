@@ -31,7 +31,7 @@ from ..runs.log import Report, no_report, summary_writer
 from ..session import conduct, run_lock, training_precision
 from ..tokens import Tokens
 from ..weights.read import read_weights
-from .batches import Stage2Batch, Stage2Batches, example, instructions_of, rows_to_learn
+from .batches import Stage2Batch, Stage2Batches, example, instructions_of, rows_to_learn, text_counts
 from .generate import Generator as TextGenerator
 from .language_model import LanguageModel, load_language_model
 from .model import VisualPrompt, query_side
@@ -99,7 +99,10 @@ class Stage2:
         texts: list[str] = []
         how = Decoding(max_length=ANSWER[self.config.task])
         rows = self.validation
-        found = [example(self.features, row, 0, self.config, self.source.prompt, 0.0) for row in rows.tolist()]
+        found = [
+            example(self.features, row, number, self.config, self.source.prompt, 0.0)
+            for row, number in zip(rows.tolist(), self._numbers(), strict=True)
+        ]
         for start in range(0, len(rows), GROUP):
             some = slice(start, start + GROUP)
             examples, embeds = found[some], self._embeds(rows[some])
@@ -122,6 +125,12 @@ class Stage2:
         metrics |= self._scores(texts)
         return {name: round(value, 4) for name, value in metrics.items()}
 
+    def _numbers(self) -> list[int]:
+        """Which text of each validation image is generated: of one image the first, of the next the second."""
+        counts = text_counts(self.features, self.validation, self.config.task)
+        numbers: list[int] = (np.arange(len(counts)) % counts).tolist()
+        return numbers
+
     def _embeds(self, rows: np.ndarray) -> Tensor:
         return decode({name: column.to(self.device) for name, column in self.features.read(rows).items()})
 
@@ -131,9 +140,8 @@ class Stage2:
         if self.config.task == "caption":
             return {"CIDEr": caption_scores(texts, [self.features.captions[row] for row in rows])["CIDEr"]}
         if self.config.task == "vqa":
-            return {
-                "accuracy": accuracies(texts, [self.features.questions[row][0].answers for row in rows])["accuracy"]
-            }
+            asked = [self.features.questions[row][n] for row, n in zip(rows, self._numbers(), strict=True)]
+            return {"accuracy": accuracies(texts, [question.answers for question in asked])["accuracy"]}
         return {}
 
     def better(self, step: int, metrics: dict[str, float]) -> float | None:
@@ -162,7 +170,7 @@ def train(
 
     def run(place: Path) -> None:
         torch.manual_seed(config.seed)
-        model, tokens = make_model(features, config, language_model.width)
+        model, tokens = make_model(features, config, language_model.width, language_model.scale)
         model = model.to(device)
         source: FeatureSource | None = None
         rows = rows_to_learn(features, "train", config.task)
@@ -250,10 +258,12 @@ class KnownQueries:
         return {"tokens": self.output[torch.from_numpy(chosen)]}
 
 
-def make_model(features: Features, config: Stage2Config, width: int) -> tuple[VisualPrompt, Tokens | None]:
+def make_model(
+    features: Features, config: Stage2Config, width: int, scale: float
+) -> tuple[VisualPrompt, Tokens | None]:
     """The model that training starts with, and the Q-Former's tokenizer where it reads questions.
 
-    TrainingError if the weights of `config.init` do not fit the features or the options; ArtifactError if they cannot be read."""
+    Its soft prompts begin as large as the language model's embeddings, whose root mean square is `scale`. TrainingError if the weights of `config.init` do not fit the features or the options; ArtifactError if they cannot be read."""
     weights = None if config.init in (None, "none") else read_weights(str(config.init))
     sizes = dict(PRESETS[config.preset]) | {"encoder_hidden_size": features.encoder["width"], "vocab_size": 1}
     if config.num_query_tokens is not None:
@@ -280,6 +290,8 @@ def make_model(features: Features, config: Stage2Config, width: int) -> tuple[Vi
             raise TrainingError(f"--instruct: --init {config.init} has no text side; give a run of stage 1")
         tokens = Tokens.parse(weights.tokenizer, f"the tokenizer of --init {config.init}", weights.vocab_size)
     model = VisualPrompt(qformer_config, width, config.instruct)
+    torch.nn.init.normal_(model.language_projection.weight, std=scale / qformer_config.hidden_size**0.5)
+    torch.nn.init.zeros_(model.language_projection.bias)
     if weights is not None:
         model.qformer = query_side(QFormer.from_weights(qformer_config, weights), config.instruct)
     if config.parts == "projection":

@@ -117,7 +117,7 @@ def test_prefix_language_modelling_runs_with_an_encoder_decoder(features, traine
 def test_the_projection_alone_is_trained_on_queries_that_are_computed_once(features, trained, opt, tmp_path):
     settings = config(opt, trained, parts="projection", epochs=4)
     torch.manual_seed(0)
-    before, _ = make_model(features, settings, 16)
+    before, _ = make_model(features, settings, 16, 1.0)
     train(features, tmp_path / "run", settings, CPU)
     after = open_generator(tmp_path / "run", CPU, torch.float32).model
     assert all(torch.equal(v, after.qformer.state_dict()[k]) for k, v in before.qformer.state_dict().items())
