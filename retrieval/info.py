@@ -12,6 +12,7 @@ from ..pipeline.features.manifest import FEATURES
 from ..pipeline.formatting import by_split, counted, duration, size, texts_held
 from ..pipeline.results import Result
 from ..trainer.manifest import RUN
+from ..trainer.runs.panel import validation_of
 from .index.manifest import INDEX
 from .mix_file import Mix, load_mix
 
@@ -70,17 +71,22 @@ def _features(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _run(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     model, best = manifest["model"], manifest["best"]
     shape = f"{model['num_hidden_layers']} layers x {model['hidden_size']}, {model['num_query_tokens']} queries"
+    if "language_model" in manifest:
+        speaker = manifest["language_model"]
+        yield (
+            "stage 2",
+            f"{speaker['id']} ({speaker['sha256'][:12]}) in {speaker['precision']}, prompt {manifest['prompt']!r}",
+        )
     yield "model", f"{shape}, from {manifest['train']['init'] or 'scratch'}"
     steps = counted(manifest["steps"], "step")
     yield "trained", f"{manifest['epochs']:g} epochs, {steps}, {duration(manifest['seconds'])}"
     if manifest["stopped"]:
         yield "stopped", f"of {manifest['planned_steps']:,} steps planned: {manifest['stopped']}"
     if manifest["steps"]:
-        yield "losses", f"{manifest['train']['losses']}, {manifest['loss']:.3f} at the end"
+        yield "losses", f"{manifest['train'].get('losses', 'language model')}, {manifest['loss']:.3f} at the end"
     yield "features", f"{manifest['features']['path']} ({manifest['encoder']['id']})"
     if best:
-        found = f"R@1 {best['text_to_image_R@1']} text to image, {best['image_to_text_R@1']} image to text"
-        yield "best", f"step {best['step']:,}: {found}"
+        yield "best", f"step {best['step']:,}: {validation_of(best)}"
 
 
 def _index(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:

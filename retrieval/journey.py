@@ -58,7 +58,7 @@ def train_and_index(
     """Train a run in the workspace, then fit its mix and index it. All processes that train together call it; rank 0 goes on
     alone after training."""
     processes, device = Processes.join(resolve_device(on.device))
-    folder, features = workspace.run(options.name or "stage1"), Features(workspace.features)
+    folder, features = workspace.run("stage1" if options.name is None else options.name), Features(workspace.features)
     config = replace(config, init=workspace.weights(config.init))
     trained = train(
         features,
@@ -115,7 +115,7 @@ def train_stage2(
     init = str(latest.resolve()) if config.init is None and latest else workspace.weights(config.init)
     trained = train_language(
         features,
-        workspace.run(options.name or "stage2"),
+        workspace.run("stage2" if options.name is None else options.name),
         replace(config, init=init),
         device,
         options.overwrite,

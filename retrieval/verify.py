@@ -20,6 +20,7 @@ from ..pipeline.schema import SPLITS
 from ..pipeline.tensor_files import check_tensors
 from ..trainer.manifest import CHECKPOINTS, RUN
 from ..trainer.qformer import QFormer
+from ..trainer.stage2.model import open_soft_prompt
 from .index.store import check_origin, open_index, origin_folder
 from .info import read_known
 from .mix_file import REFIT, load_mix
@@ -133,7 +134,10 @@ def _lines(file: Path) -> int:
 
 
 def _run(folder: Path, manifest: dict[str, Any]) -> list[str]:
-    QFormer.from_pretrained(folder)  # every weight has its name and shape
+    if manifest["stage"] == 2:
+        open_soft_prompt(folder, manifest)
+    else:
+        QFormer.from_pretrained(folder)  # every weight has its name and shape
     return _damaged(sorted((folder / CHECKPOINTS).glob("*.safetensors")))
 
 

@@ -149,3 +149,20 @@ def test_captions_are_scored_beside_those_of_other_pictures(workspace):
 def test_a_split_without_questions_is_one_line(workspace):
     with pytest.raises(QfError, match="no images with questions"):
         evaluate_texts(workspace, EvalOptions(task="vqa"), None, ON)
+
+
+def test_weights_of_stage_2_are_refused_where_a_whole_q_former_is_needed(workspace, tmp_path):
+    from qf.pipeline.errors import ArtifactError
+    from qf.retrieval.encode.qformer import Run
+    from qf.retrieval.info import info
+    from qf.retrieval.verify import verify
+    from qf.trainer.weights.export import export
+
+    folder = workspace.run("stage2")
+    with pytest.raises(ArtifactError, match="of stage 2"):
+        export(folder, tmp_path / "out", "lavis")
+    with pytest.raises(QfError, match="search needs one of stage 1"):
+        Run(folder, torch.device("cpu"), "float32")
+    assert verify(folder).problems == []
+    assert Workspace(workspace.folder).latest_run(2) == folder
+    assert "stage 2" in str(info(folder))

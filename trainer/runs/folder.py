@@ -61,9 +61,8 @@ class Trained(Result):
 
     def __str__(self) -> str:
         recalls = recalls_of(self.best)
-        named = (
-            f" R@1 in % of the weights that are kept: {recalls}" if recalls else f" of them: {validation_of(self.best)}"
-        )
+        kept = "of the weights that are kept"
+        named = f" R@1 in % {kept}: {recalls}" if recalls else f" {kept}: {validation_of(self.best)}"
         checked = f"; validation{named}" if self.best else ""
         steps = counted(self.steps, "step")
         if self.stopped:

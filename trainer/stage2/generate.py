@@ -11,14 +11,12 @@ from torch import Tensor
 
 from ...pipeline.artifacts import read_manifest
 from ...pipeline.errors import ArtifactError
-from ...pipeline.tensor_files import open_tensors
-from ..config import QFormerConfig
 from ..decoding import Decoding, OnToken, generate
-from ..manifest import RUN, TOKENIZER, WEIGHTS
+from ..manifest import RUN, TOKENIZER
 from ..tokens import Tokens
 from .batches import instructions_of
 from .language_model import LanguageModel, load_language_model
-from .model import VisualPrompt
+from .model import VisualPrompt, open_soft_prompt
 from .prompts import asked
 from .step import soft_prompts
 
@@ -94,10 +92,7 @@ def open_generator(folder: Path, device: torch.device, dtype: torch.dtype) -> Ge
             f"run {folder} was trained with the language model {known['id']} (weights {known['sha256'][:12]}); the one found there "
             f"now has weights {found['sha256'][:12]}: restore it, or train again"
         )
-    reads_text = bool(manifest["train"]["instruct"])
-    model = VisualPrompt(QFormerConfig(**manifest["model"]), language_model.width, reads_text)
-    with open_tensors(folder / WEIGHTS) as file:
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    tokens = Tokens.load(folder / TOKENIZER) if reads_text else None
+    model = open_soft_prompt(folder, manifest)
+    tokens = Tokens.load(folder / TOKENIZER) if model.reads_text else None
     limit = manifest["train"]["max_text_length"]
-    return Generator(model.to(device).eval(), language_model, manifest["prompt"], tokens, limit, dtype)
+    return Generator(model.to(device), language_model, manifest["prompt"], tokens, limit, dtype)

@@ -263,7 +263,8 @@ def make_model(
 ) -> tuple[VisualPrompt, Tokens | None]:
     """The model that training starts with, and the Q-Former's tokenizer where it reads questions.
 
-    Its soft prompts begin as large as the language model's embeddings, whose root mean square is `scale`. TrainingError if the weights of `config.init` do not fit the features or the options; ArtifactError if they cannot be read."""
+    Its soft prompts begin as large as the language model's embeddings, whose root mean square is `scale`. TrainingError if the
+    weights of `config.init` do not fit the features or the options; ArtifactError if they cannot be read."""
     weights = None if config.init in (None, "none") else read_weights(str(config.init))
     sizes = dict(PRESETS[config.preset]) | {"encoder_hidden_size": features.encoder["width"], "vocab_size": 1}
     if config.num_query_tokens is not None:

@@ -113,6 +113,10 @@ def fill(model: nn.Module, weights: Weights) -> None:
 
 def _from_run(folder: Path) -> Weights:
     manifest = read_manifest(folder, RUN)
+    if manifest["stage"] != 1:
+        raise ArtifactError(
+            f"run {folder} is of stage {manifest['stage']} and holds no whole Q-Former; give the run of stage 1 that it began with"
+        )
     unknown = check_files(folder, manifest["files"], "train again with --overwrite")
     state = load_tensors(folder / WEIGHTS)
     if unknown:

@@ -36,7 +36,8 @@ def llm_folder(folder, settings, steps=0):
         learnt = language_model.model.requires_grad_(True)
         optimizer = torch.optim.Adam(learnt.parameters(), lr=5e-3)
         question = "Question: What colour? " + ("Short answer:" if language_model.encoder_decoder else "Answer:")
-        texts = [("a photo of", f"a {c} {s}") for c in COLOURS for s in SHAPES] + [(question, c) for c in COLOURS] * 3
+        captions = [text for c in COLOURS for s in SHAPES for text in (f"a {c} {s}", f"the {s} is {c}")]
+        texts = [("a photo of", caption) for caption in captions] + [(question, c) for c in COLOURS] * 3
         ids = [language_model.example_ids(*text, 8) for text in texts]
         batch = language_model.batch(ids, 1)
         told = torch.tensor([(target[:-1] * 4)[:4] for _, target in ids])
