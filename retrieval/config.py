@@ -63,7 +63,6 @@ class SearchOptions:
 class EvalOptions:
     """The measurement."""
 
-    task: str = option("retrieval", "retrieval: R@K. caption: CIDEr and the like. vqa: accuracy of answers.")
     split: str | None = option(None, "The split to measure on; test unless given, or val where there is no test.")
     rerank: int = option(
         RERANK, "Re-rank this many candidates of each query by image-text matching; 0: none.", min=0, max=2**20
@@ -71,6 +70,7 @@ class EvalOptions:
     fit_mix: bool = option(
         False, "First fit the run's mix anew on validation images, and store it.", flags=("--fit-mix",)
     )
+    task: str = option("retrieval", "retrieval: R@K. caption: CIDEr and the like. vqa: accuracy of answers.")
 
     def check(self) -> None:
         """UsageError if the task is unknown."""

@@ -1,6 +1,7 @@
 """`qf caption` and `qf answer`, through the library and the command line."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -20,9 +21,10 @@ SHORT = GenerateOptions(beams=2, max_length=6)
 
 
 @pytest.fixture(scope="module")
-def workspace(trained):
-    """The trained workspace with a run of stage 2, which the builtin language model speaks for."""
-    place = Workspace(trained)
+def workspace(trained, tmp_path_factory):
+    """A copy of the trained workspace with a run of stage 2, which the builtin language model speaks for."""
+    place = Workspace(tmp_path_factory.mktemp("speaking") / "work")
+    shutil.copytree(trained, place.folder)
     fields = {name: value for name, value in TINY.items() if name in Stage2Config.__dataclass_fields__}
     config = Stage2Config(
         **fields | {"llm": "builtin", "epochs": 2, "num_query_tokens": None, "llm_precision": "float32"}
