@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from .errors import UsageError
-from .options import OPTION, Panel
+from .options import OPTION, Panel, flags_of
 
 
 def with_options(body: Callable[..., None]) -> Callable[..., None]:
@@ -50,9 +50,8 @@ def _options(bundle: Any) -> Iterator[tuple[Panel, inspect.Parameter]]:
     types = get_type_hints(bundle)
     for field in fields(bundle):
         if (option := field.metadata[OPTION]) is not None:
-            flags = option.flags or (f"--{field.name.replace('_', '-')}",)
             shown = typer.Option(
-                *flags,
+                *flags_of(field),
                 help=option.help,
                 min=option.min,
                 max=option.max,

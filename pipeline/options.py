@@ -7,7 +7,7 @@
 
 Standard library only: the command line imports these classes at its start."""
 
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from typing import Any
 
 OPTION = "option"  # the key of a field's metadata
@@ -45,6 +45,12 @@ def option(
 ) -> Any:
     """A dataclass field that is an option of the command line. `min` and `max` are inclusive."""
     return field(default=default, metadata={OPTION: Option(help, min, max, flags, panel, envvar)})
+
+
+def flags_of(field: Field[Any]) -> tuple[str, ...]:
+    """The names of an option on the command line."""
+    flags: tuple[str, ...] = field.metadata[OPTION].flags
+    return flags or (f"--{field.name.replace('_', '-')}",)
 
 
 def required(help: str) -> Any:

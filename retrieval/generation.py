@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..pipeline.artifacts import read_manifest
 from ..pipeline.config import ComputeOptions
 from ..pipeline.datasets.records import IMAGE_SUFFIXES
 from ..pipeline.device import resolve_device, resolve_precision
-from ..pipeline.encoders.identity import SAME_INPUT, check_unchanged
-from ..pipeline.encoders.load import load_encoder
+from ..pipeline.encoders.picture import same_encoder
 from ..pipeline.errors import QfError
 from ..pipeline.features.codecs import decode
 from ..pipeline.features.reader import Features
@@ -147,7 +145,7 @@ def caption(
         raise QfError(
             f"run {opened.folder} answers questions; ask one with `qf answer`, or train one with --task caption"
         )
-    names = _named(images, options, workspace, opened)
+    names = _named(images, options, workspace)
     how = decoding(generate, CAPTION_LENGTH)
     settings = {"run": opened.manifest["sha256"], "images": names, "how": asdict(how)}
     done = _begun(options.out, settings)
@@ -169,7 +167,7 @@ def caption(
         _write(options.out, [Caption(name, done[name]) for name in names if name in done])
 
 
-def _named(images: Sequence[str], options: CaptionOptions, workspace: Workspace, run: Run) -> list[str]:
+def _named(images: Sequence[str], options: CaptionOptions, workspace: Workspace) -> list[str]:
     """The pictures that are meant, in order, each once. QfError if there is none."""
     if options.features:
         features = Features(workspace.features)
@@ -210,9 +208,7 @@ def _pictures(names: Sequence[str], workspace: Workspace, run: Run) -> Iterator[
             columns = features.read(np.array([places[key] for key in some]))
             yield some, decode({name: column.to(run.device) for name, column in columns.items()})
     if files:
-        identity = run.manifest["encoder"]
-        encoder = load_encoder(identity["id"], run.device, torch.float32, identity["layer"])
-        check_unchanged(identity, json.loads(json.dumps(encoder.identity)), SAME_INPUT)
+        encoder = same_encoder(run.manifest["encoder"], run.device)
         for start in range(0, len(files), GROUP):
             readable, pixels = [], []
             for name in files[start : start + GROUP]:

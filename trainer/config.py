@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 from ..pipeline.errors import UsageError
-from ..pipeline.options import OPTION, Panel, hidden, option, required
+from ..pipeline.options import Panel, flags_of, hidden, option, required
 
 WHAT, START, HOW_LONG = Panel(1, "What is trained"), Panel(2, "Where training starts"), Panel(3, "How long and how")
 MEMORY, OUTPUT = Panel(4, "Memory and speed"), Panel(5, "What is written")
@@ -276,8 +276,9 @@ def of_stage(stage: int, first: Stage1Config, second: Stage2Config) -> Stage1Con
     chosen, other = (first, second) if stage == 1 else (second, first)
     for field in fields(other):
         if not hasattr(chosen, field.name) and getattr(other, field.name) != field.default:
-            flags = field.metadata[OPTION].flags or (f"--{field.name.replace('_', '-')}",)
-            raise UsageError(f"{flags[0]} is an option of stage {3 - stage}: add --stage {3 - stage}, or leave it out")
+            raise UsageError(
+                f"{flags_of(field)[0]} is an option of stage {3 - stage}: add --stage {3 - stage}, or leave it out"
+            )
     chosen.check()
     return chosen
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import QfError
 from ..images import UnreadableImage, load_image
-from .identity import SAME_INPUT, check_unchanged
+from .identity import SAME_INPUT, FrozenEncoder, check_unchanged
 from .load import load_encoder
 
 
@@ -25,6 +25,14 @@ class Picture:
     pooled: Tensor | None  # (1, P)
 
 
+def same_encoder(identity: dict[str, Any], device: torch.device) -> FrozenEncoder:
+    """The encoder of that identity, in float32. EncoderError if it is no longer the same."""
+    encoder = load_encoder(identity["id"], device, torch.float32, identity["layer"])
+    now = json.loads(json.dumps(encoder.identity))  # tuples become lists, as in a manifest
+    check_unchanged(identity, now, SAME_INPUT)
+    return encoder
+
+
 def encode_picture(file: Path, identity: dict[str, Any], device: torch.device) -> Picture:
     """The picture in `file` through the encoder of that identity, in float32. QfError if it cannot be read, EncoderError if
     the encoder is no longer the same."""
@@ -32,8 +40,6 @@ def encode_picture(file: Path, identity: dict[str, Any], device: torch.device) -
         image = load_image(file)
     except UnreadableImage as error:
         raise QfError(f"{file}: {error}; give another picture") from error
-    encoder = load_encoder(identity["id"], device, torch.float32, identity["layer"])
-    now = json.loads(json.dumps(encoder.identity))  # tuples become lists, as in a manifest
-    check_unchanged(identity, now, SAME_INPUT)
+    encoder = same_encoder(identity, device)
     pixels = encoder.preprocessing(image)
     return Picture(str(file), pixels, *encoder.encode(pixels[None]))

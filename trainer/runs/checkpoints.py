@@ -49,7 +49,7 @@ def load_best(folder: Path, model: nn.Module) -> dict[str, Any]:
     if not path.is_file():
         return {}
     check_tensors(path)
-    _load_model(path, model, "")
+    load_model(path, model)
     return read_info(path)
 
 
@@ -113,7 +113,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         state = convert(read_info(path), TrainState)
     except ValidationError as error:
         raise ArtifactError(f"{path} is no checkpoint of this version of qf: {error}") from error
-    _load_model(path, model, "model.")
+    load_model(path, model, "model.")
     with open_tensors(path) as file:
         for name, parameter in model.named_parameters():
             prefix = f"optimizer.{name}."
@@ -123,7 +123,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     return state
 
 
-def _load_model(path: Path, model: nn.Module, prefix: str) -> None:
+def load_model(path: Path, model: nn.Module, prefix: str = "") -> None:
     """Load the tensors whose names begin with `prefix`. ArtifactError unless they are all of the model's, and no others."""
     own = model.state_dict()
     with open_tensors(path) as file:

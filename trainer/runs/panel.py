@@ -111,12 +111,8 @@ class TrainingPanel:
         from rich.table import Table
 
         table = Table(box=None, padding=(0, 2, 0, 0))
-        shown = {
-            name: label for name, label in (RECALLS | GENERATED).items() if name in self.validation or name in RECALLS
-        }
-        if "loss_val" in self.validation:
-            shown = {name: label for name, label in shown.items() if name in GENERATED}
-        first = "R@1" if shown == RECALLS else "validation"
+        generated = {name: label for name, label in GENERATED.items() if name in self.validation}
+        shown, first = (generated, "validation") if generated else (RECALLS, "R@1")
         for title in (first, "step", *shown.values()):
             table.add_column(title, justify="right" if title != first else "left", header_style="dim")
         for name, line in {"last": self.validation, "best": self.best}.items():

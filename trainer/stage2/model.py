@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...pipeline.errors import ArtifactError
-from ...pipeline.tensor_files import open_tensors
 from ..config import QFormerConfig
 from ..manifest import WEIGHTS
 from ..qformer import QFormer
+from ..runs.checkpoints import load_model
 
 TEXT_HEADS = ("vision_projection", "text_projection", "itm_head", "cls", "temp")
 TEXT_INPUT = ("embeddings",)
@@ -79,10 +78,5 @@ def open_soft_prompt(folder: Path, manifest: dict[str, Any]) -> VisualPrompt:
     """The model of a finished run with that manifest, in evaluation mode. ArtifactError if its weights are not those of such a model."""
     width, reads_text = manifest["language_model"]["width"], bool(manifest["train"]["instruct"])
     model = VisualPrompt(QFormerConfig(**manifest["model"]), width, reads_text)
-    with open_tensors(folder / WEIGHTS) as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    own = model.state_dict()
-    if state.keys() != own.keys() or any(own[name].shape != value.shape for name, value in state.items()):
-        raise ArtifactError(f"{folder / WEIGHTS} holds the weights of another model; train again with --overwrite")
-    model.load_state_dict(state)
+    load_model(folder / WEIGHTS, model)
     return model.eval()

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...pipeline.errors import TrainingError
-
 CAPTION = "a photo of"
 # of decoder-only and of encoder-decoder models (Li et al. 2023, section 4.2)
 QUESTION = {False: "Question: {} Answer:", True: "Question: {} Short answer:"}
@@ -48,9 +46,3 @@ def split_caption(prompt: str, caption: str, draw: float) -> Example:
     words = caption.split()
     first = int(draw * max(1, len(words)))
     return Example(" ".join([prompt, *words[:first]]).strip(), " ".join(words[first:]))
-
-
-def check_prompt(prompt: str, task: str) -> None:
-    """TrainingError if the prompt of a task with questions has no single place for the question."""
-    if task != "caption" and prompt.count("{}") != 1:
-        raise TrainingError(f"--prompt {prompt!r}: {{}} must stand in it once, for the question")

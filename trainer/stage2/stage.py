@@ -31,11 +31,12 @@ from ..runs.log import Report, no_report, summary_writer
 from ..session import conduct, run_lock, training_precision
 from ..tokens import Tokens
 from ..weights.read import read_weights
+from ..weights.start import check_fits
 from .batches import Stage2Batch, Stage2Batches, example, instructions_of, rows_to_learn, text_counts
 from .generate import Generator as TextGenerator
 from .language_model import LanguageModel, load_language_model
 from .model import VisualPrompt, query_side
-from .prompts import check_prompt, default_prompt
+from .prompts import default_prompt
 from .step import LOSS, Stage2Step, soft_prompts
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,9 @@ class Stage2:
             model, language_model, batches.prompt, batches.tokens, config.max_text_length, dtype
         )
         self.validation = rows_to_learn(features, "val", config.task)[: min(VALIDATED, config.max_val_images)]
+        # which text of each validation image is generated: of one image the first, of the next the second
+        counts = text_counts(features, self.validation, config.task)
+        self.numbers: list[int] = (np.arange(len(counts)) % counts).tolist()
         self.validates = len(self.validation) > 0
         step = Stage2Step(
             model, language_model, dtype, config.token_dropout, config.seed, processes.rank, queries_known
@@ -101,7 +105,7 @@ class Stage2:
         rows = self.validation
         found = [
             example(self.features, row, number, self.config, self.source.prompt, 0.0)
-            for row, number in zip(rows.tolist(), self._numbers(), strict=True)
+            for row, number in zip(rows.tolist(), self.numbers, strict=True)
         ]
         for start in range(0, len(rows), GROUP):
             some = slice(start, start + GROUP)
@@ -111,12 +115,12 @@ class Stage2:
             questions = [e.question for e in examples]
             read = instructions_of(self.source.tokens, questions, self.config.max_text_length, self.device)
             order = torch.arange(len(examples), device=self.device)
-            for losses, images in ((right, order), (wrong, order.roll(1))):
-                prompts = soft_prompts(self.model, embeds, images, read, self.dtype)
-                losses += (self.language_model.losses(prompts, text) / (text.labels >= 0).sum(1)).tolist()
-            texts += self.generator.continued(
-                self.generator.soft_prompts(embeds, questions), [e.prompt for e in examples], how
+            seen, other = (
+                soft_prompts(self.model, embeds, images, read, self.dtype) for images in (order, order.roll(1))
             )
+            for losses, prompts in ((right, seen), (wrong, other)):
+                losses += (self.language_model.losses(prompts, text) / (text.labels >= 0).sum(1)).tolist()
+            texts += self.generator.continued(seen, [e.prompt for e in examples], how)
         metrics = {
             "loss_val": float(np.mean(right)),
             "loss_shuffled": float(np.mean(wrong)),
@@ -124,12 +128,6 @@ class Stage2:
         }
         metrics |= self._scores(texts)
         return {name: round(value, 4) for name, value in metrics.items()}
-
-    def _numbers(self) -> list[int]:
-        """Which text of each validation image is generated: of one image the first, of the next the second."""
-        counts = text_counts(self.features, self.validation, self.config.task)
-        numbers: list[int] = (np.arange(len(counts)) % counts).tolist()
-        return numbers
 
     def _embeds(self, rows: np.ndarray) -> Tensor:
         return decode({name: column.to(self.device) for name, column in self.features.read(rows).items()})
@@ -140,7 +138,7 @@ class Stage2:
         if self.config.task == "caption":
             return {"CIDEr": caption_scores(texts, [self.features.captions[row] for row in rows])["CIDEr"]}
         if self.config.task == "vqa":
-            asked = [self.features.questions[row][n] for row, n in zip(rows, self._numbers(), strict=True)]
+            asked = [self.features.questions[row][n] for row, n in zip(rows, self.numbers, strict=True)]
             return {"accuracy": accuracies(texts, [question.answers for question in asked])["accuracy"]}
         return {}
 
@@ -214,7 +212,6 @@ def train(
         assert config.llm is not None
         language_model = load_language_model(config.llm, config.llm_precision, device)
         prompt = default_prompt(config.task, language_model.encoder_decoder) if config.prompt is None else config.prompt
-        check_prompt(prompt, config.task)
         _check(features, config, language_model)
         settings = {
             "train": asdict(config),
@@ -274,12 +271,7 @@ def make_model(
         if config.instruct:
             raise TrainingError("--instruct needs the text side of a run of stage 1: give it with --init")
     else:
-        own = weights.sizes.get("encoder_hidden_size")
-        if own not in (None, features.encoder["width"]):
-            raise TrainingError(
-                f"--init {config.init} was trained on features {own} wide; these are {features.encoder['width']} wide: extract with "
-                "its encoder"
-            )
+        check_fits(config, features.encoder["width"], weights)
         sizes |= weights.sizes
     sizes |= {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
     sizes["vocab_size"] = max(1, sizes.get("vocab_size") or 1)

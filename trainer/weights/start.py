@@ -8,7 +8,7 @@ from ...pipeline.encoders.identity import encoder_folder
 from ...pipeline.errors import EncoderError, TrainingError
 from ...pipeline.features.reader import Features
 from ...pipeline.lfs import CURE, is_lfs_pointer
-from ..config import PRESETS, QFormerConfig, Stage1Config
+from ..config import PRESETS, QFormerConfig, QFormerTraining, Stage1Config
 from ..tokens import Tokens, read_tokenizer
 from .names import Weights
 from .read import read_weights
@@ -44,7 +44,7 @@ def find_start(
     if config.num_query_tokens is not None:
         sizes["num_query_tokens"] = config.num_query_tokens
     if weights is not None:
-        _check(config, features.encoder["width"], weights)
+        check_fits(config, features.encoder["width"], weights)
         sizes |= weights.sizes
     sizes |= {
         "vocab_size": max(len(tokens), (weights.vocab_size if weights else None) or 0),
@@ -62,7 +62,7 @@ def find_start(
     return Start(model, tokens, weights)
 
 
-def _check(config: Stage1Config, width: int, weights: Weights) -> None:
+def check_fits(config: QFormerTraining, width: int, weights: Weights) -> None:
     """TrainingError if the weights read features of another width, or do not have the requested number of queries."""
     own = weights.sizes.get("encoder_hidden_size")
     if own not in (None, width):
