@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -36,18 +35,16 @@ from .pipeline.config import (
 )
 from .pipeline.errors import QfError
 from .pipeline.failures import explanation, lost_peer
-from .pipeline.formatting import duration, encodable, plain, plain_lines
+from .pipeline.formatting import encodable, plain, plain_lines
 from .pipeline.workspace import Workspace
 from .retrieval.config import CaptionOptions, DemoOptions, EvalOptions, ExplainOptions, RunOptions, SearchOptions
 from .trainer.config import ExportOptions, GenerateOptions, Stage1Config, Stage2Config, TrainOptions, of_stage
 from .trainer.distributed.place import LAUNCHER, LOST
-from .trainer.runs.panel import Pace, TrainingPanel, losses_of, validation_of
+from .trainer.runs.display import Display, typed
 
 if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.progress import Progress
-
-    from .pipeline.results import Result, Status
+    from .pipeline.results import Result
+    from .trainer.decoding import OnText
 
 app = typer.Typer(
     name="qf",
@@ -108,6 +105,7 @@ Pictures = Annotated[
     list[str] | None, typer.Argument(help="Pictures: files, folders of them, or keys of the features.")
 ]
 Question = Annotated[list[str], typer.Argument(help="What to ask about the picture.")]
+Discussed = Annotated[list[str], typer.Argument(help="What to talk about: pictures, or keys of the features.")]
 Artifact = Annotated[
     Path | None,
     typer.Argument(help="A features folder, a run, an index, or a workspace; all of --workspace unless given."),
@@ -122,6 +120,21 @@ Out = Annotated[
 def words(arguments: list[str]) -> str:
     """A text from the command line, quoted or not."""
     return encodable(" ".join(arguments))
+
+
+def lines() -> Iterator[str]:
+    """The lines of the input, asked for on a terminal."""
+    asking = sys.stdin.isatty() and sys.stdout.isatty()
+    if asking:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - lets `input` edit a line
+    while True:
+        try:
+            line = input("> " if asking else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield encodable(line.strip())
 
 
 @command
@@ -277,9 +290,28 @@ def answer(
 ) -> None:
     """Answer a question about a picture, by a run of stage 2 that was trained with --task vqa."""
     generate.check()
-    from .retrieval.generation import answer
+    from .retrieval.dialog import answer
 
-    emit(answer(Workspace(at.workspace), image, words(question), generate, run.run, on), output)
+    chosen = (Workspace(at.workspace), image, words(question), generate, run.run, on)
+    emit_growing(lambda on_text: answer(*chosen, on_text), output)
+
+
+@command
+def chat(
+    images: Discussed,
+    generate: GenerateOptions,
+    run: RunOptions,
+    at: WorkspaceOptions,
+    on: ComputeOptions,
+    output: OutputOptions,
+) -> None:
+    """Talk about pictures with a run of stage 2. Each line of the input is a question; Ctrl-D ends the dialog."""
+    generate.check()
+    from .retrieval.dialog import open_chat
+
+    talk = open_chat(Workspace(at.workspace), images, generate, run.run, on)
+    for question in lines():
+        emit_growing(functools.partial(talk.ask, question), output)
 
 
 @command
@@ -325,6 +357,14 @@ def emit(result: "Result", output: OutputOptions, indent: int | None = 2) -> Non
     print(json.dumps(result.to_json(), indent=indent) if output.json else plain_lines(str(result)))
 
 
+def emit_growing(make: "Callable[[OnText | None], Result]", output: OutputOptions) -> None:
+    """Emit the result of `make`, whose text a terminal shows while it grows."""
+    if output.json or not sys.stdout.isatty():
+        emit(make(None), output, indent=None)
+    else:
+        typed(make)
+
+
 def emit_each(results: "Mapping[Path, Result]", output: OutputOptions) -> None:
     """Print the results of several artifacts; as JSON one object, keyed by path where there are several."""
     if output.json and len(results) > 1:
@@ -332,83 +372,6 @@ def emit_each(results: "Mapping[Path, Result]", output: OutputOptions) -> None:
         return
     for result in results.values():
         emit(result, output)
-
-
-class Display:
-    """Progress on stderr: live on a terminal, plain lines elsewhere, nothing when quiet."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.live: Live | None = None
-        self.shown: Progress | TrainingPanel | None = None  # the part that is live
-        self.printed = 0.0  # when the last plain line was printed
-        self.paces: dict[str, Pace] = {}  # of each kind of work
-
-    def __enter__(self) -> "Display":
-        if not self.quiet and sys.stderr.isatty():
-            from rich.console import Console, Group
-            from rich.live import Live
-
-            console = Console(stderr=True)
-            self.live = Live(get_renderable=lambda: self.shown or Group(), console=console, redirect_stdout=False)
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live is not None:
-            self._settle()
-            self.live.stop()
-
-    def _settle(self) -> None:
-        if isinstance(self.shown, TrainingPanel):
-            self.shown.over = True
-
-    def say(self, text: str) -> None:
-        """Print a line. The display that was live stays above it."""
-        if self.live is not None:
-            if self.shown is not None:
-                self._settle()
-                settled, self.shown = self.shown, None
-                self.live.refresh()  # or it would be drawn once more, below
-                self.live.console.print(settled)
-            self.live.console.print(plain(text), highlight=False, markup=False, emoji=False)
-        elif not self.quiet:
-            print(plain(text), file=sys.stderr, flush=True)
-
-    def _line(self, what: str, done: int, total: int, note: str) -> None:
-        """Print a plain line, ten seconds after the last one at the earliest."""
-        pace = self.paces.setdefault(what, Pace())
-        pace.reports.append((time.monotonic(), done))
-        if not self.quiet and (time.monotonic() - self.printed > 10 or done == total):
-            self.printed = time.monotonic()
-            left = pace.left(total)
-            note += f", {duration(left)} left" if left else ""
-            print(f"{what} {done:,}/{total:,}  {note}", file=sys.stderr, flush=True)
-
-    def extracting(self, status: "Status") -> None:
-        """Show how far extraction is, of images or of captions."""
-        if self.live is None:
-            self._line(status.work, status.done, status.total, status.note)
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        if not isinstance(self.shown, Progress) or self.shown.tasks[0].description != status.work:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
-            self.shown = Progress(TextColumn("{task.description}"), *columns, console=self.live.console)
-            self.shown.add_task(status.work, total=status.total, note="")
-        self.shown.update(self.shown.task_ids[0], completed=status.done, note=status.note)
-
-    def training(self, line: dict[str, Any], total: int) -> None:
-        """Show a line of metrics.jsonl, of a training of `total` steps."""
-        if self.live is not None:
-            if not isinstance(self.shown, TrainingPanel):
-                self.shown = TrainingPanel(total)
-            self.shown.add(line)
-        elif "split" in line:
-            best = " (the best so far)" if line["best"] else ""
-            self.say(f"step {line['step']:,}: validation {validation_of(line)}{best}")
-        else:
-            self._line("train", line["step"], total, f"{losses_of(line)}  {line['pairs_per_second']:.0f} pairs/s")
 
 
 # ---- the way out -----------------------------------------------------------------------------------------------------

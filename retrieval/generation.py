@@ -1,4 +1,4 @@
-"""Captions and answers for pictures: by a run of stage 2 and its language model, or by the generation head of stage 1."""
+"""Captions for pictures: by a run of stage 2 and its language model, or by the generation head of stage 1."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ from ..pipeline.images import UnreadableImage, load_image
 from ..pipeline.results import OnStatus, Result, Status, no_status
 from ..pipeline.workspace import Workspace
 from ..trainer.config import GenerateOptions
-from ..trainer.decoding import Decoding, OnToken
+from ..trainer.decoding import Decoding, OnText
 from ..trainer.manifest import RUN
 from ..trainer.stage1.captioner import Captioner
 from ..trainer.stage2.generate import open_generator
@@ -34,15 +34,17 @@ from .encode.qformer import Run, check_features
 
 log = logging.getLogger(__name__)
 GROUP = 32  # pictures at once
-CAPTION_LENGTH, ANSWER_LENGTH = 30, 10  # most tokens
+CAPTION_LENGTH = 30  # most tokens
 BEAMS = 5
 
 
 class Speaker(Protocol):
     """A model that generates texts for pictures."""
 
+    prompt: str  # with {} for the question where it answers some
+
     def texts(
-        self, image_embeds: Tensor, questions: Sequence[str], how: Decoding, on_token: OnToken | None = None
+        self, image_embeds: Tensor, questions: Sequence[str], how: Decoding, on_text: OnText | None = None
     ) -> list[str]:
         """A text for each of N pictures (N, T, W) and its question, "" for a caption."""
 
@@ -58,22 +60,13 @@ class Caption(Result):
         return f"{self.image}\t{self.caption}"
 
 
-@dataclass(frozen=True)
-class Answer(Result):
-    """A picture, a question and the answer."""
-
-    image: str
-    question: str
-    answer: str
-
-    def __str__(self) -> str:
-        return self.answer
-
-
-def open_speaker(workspace: Workspace, name: str | None, stage: int | None, on: ComputeOptions) -> tuple[Speaker, Run]:
+def open_speaker(
+    workspace: Workspace, name: str | None, stage: int | None, on: ComputeOptions, prompt: str | None = None
+) -> tuple[Speaker, Run]:
     """The run of that name, or the latest of that stage, ready to generate; of stage 2, or else 1, without either.
 
-    QfError if there is none, or if it is a run of stage 1 that was trained without generation."""
+    `prompt` takes the place of the run's own. QfError if there is no run, or if it is one of stage 1 that was trained without
+    generation or is to read a prompt."""
     folder = workspace.run(name) if name else workspace.latest_run(stage or 2)
     if folder is None and stage is None:
         folder = workspace.latest_run(1)
@@ -85,20 +78,22 @@ def open_speaker(workspace: Workspace, name: str | None, stage: int | None, on: 
     dtype = resolve_precision(on.precision, device)
     manifest = read_manifest(folder, RUN)
     if manifest["stage"] == 2:
-        return open_generator(folder, device, dtype), Run(folder, device, on.precision, stage=2)
+        return open_generator(folder, device, dtype, prompt), Run(folder, device, on.precision, stage=2)
     if "itg" not in manifest["train"]["losses"]:
         raise QfError(
             f"run {folder} cannot write captions: its generation head was never trained (--losses {manifest['train']['losses']}); "
             "train one with itg, or a run of stage 2"
         )
+    if prompt is not None:
+        raise QfError(f"run {folder} reads no prompt, as none of stage 1 does; leave --prompt out")
     run = Run(folder, device, on.precision)
     return Captioner(run.embedder), run
 
 
-def decoding(options: GenerateOptions, longest: int, length_penalty: float = 1.0) -> Decoding:
-    """How to generate texts of at most `longest` tokens, unless the options say otherwise."""
+def decoding(options: GenerateOptions, longest: int, length_penalty: float = 1.0, beams: int = BEAMS) -> Decoding:
+    """How to generate texts of at most `longest` tokens, by so many beams, unless the options say otherwise."""
     options.check()
-    beams = 1 if options.temperature else BEAMS if options.beams is None else options.beams
+    beams = 1 if options.temperature else beams if options.beams is None else options.beams
     return Decoding(
         beams,
         options.min_length,
@@ -109,22 +104,6 @@ def decoding(options: GenerateOptions, longest: int, length_penalty: float = 1.0
         options.repetition_penalty,
         options.seed,
     )
-
-
-def answer(
-    workspace: Workspace, image: str, question: str, options: GenerateOptions, run: str | None, on: ComputeOptions
-) -> Answer:
-    """The answer of a run of stage 2 to a question about a picture: a file, or a key of the features.
-
-    QfError if the run answers no questions."""
-    speaker, opened = open_speaker(workspace, run, 2, on)
-    if opened.manifest["stage"] != 2 or "{}" not in opened.manifest["prompt"]:
-        raise QfError(
-            f"run {opened.folder} writes captions and answers no questions; train one with --task vqa or --task chat"
-        )
-    ((_, embeds),) = list(_pictures([image], workspace, opened))
-    how = decoding(options, ANSWER_LENGTH, length_penalty=-1.0)
-    return Answer(image, question, speaker.texts(embeds, [question], how)[0])
 
 
 def caption(
@@ -140,18 +119,18 @@ def caption(
 
     With `options.out` they are also written there, whole, once all are done; the same call again goes on with a file that was
     begun. Pictures that cannot be read are left out with a warning. QfError if none is left."""
-    speaker, opened = open_speaker(workspace, run, options.stage, on)
-    if "{}" in opened.manifest.get("prompt", ""):
+    speaker, opened = open_speaker(workspace, run, options.stage, on, generate.prompt)
+    if "{}" in speaker.prompt:
         raise QfError(
-            f"run {opened.folder} answers questions; ask one with `qf answer`, or train one with --task caption"
+            f"{speaker.prompt!r}, the prompt of run {opened.folder}, asks a question; ask one with `qf answer`, or give another --prompt"
         )
-    names = _named(images, options, workspace)
+    names = named_pictures(images, options, workspace)
     how = decoding(generate, CAPTION_LENGTH)
     settings = {"run": opened.manifest["sha256"], "images": names, "how": asdict(how)}
     done = _begun(options.out, settings)
     yield from (Caption(name, text) for name, text in done.items())
     left = [name for name in names if name not in done]
-    for some, embeds in _pictures(left, workspace, opened):
+    for some, embeds in open_pictures(left, workspace, opened):
         made = [
             Caption(name, text) for name, text in zip(some, speaker.texts(embeds, [""] * len(some), how), strict=True)
         ]
@@ -167,7 +146,7 @@ def caption(
         _write(options.out, [Caption(name, done[name]) for name in names if name in done])
 
 
-def _named(images: Sequence[str], options: CaptionOptions, workspace: Workspace) -> list[str]:
+def named_pictures(images: Sequence[str], options: CaptionOptions, workspace: Workspace) -> list[str]:
     """The pictures that are meant, in order, each once. QfError if there is none."""
     if options.features:
         features = Features(workspace.features)
@@ -189,7 +168,7 @@ def _named(images: Sequence[str], options: CaptionOptions, workspace: Workspace)
     return list(dict.fromkeys(names))
 
 
-def _pictures(names: Sequence[str], workspace: Workspace, run: Run) -> Iterator[tuple[list[str], Tensor]]:
+def open_pictures(names: Sequence[str], workspace: Workspace, run: Run) -> Iterator[tuple[list[str], Tensor]]:
     """The pictures in groups, with the frozen tokens (N, T, W) of each group. QfError for a name that is neither a file nor a key.
 
     Files that are no readable picture are left out, with a warning."""

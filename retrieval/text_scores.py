@@ -18,8 +18,9 @@ from ..trainer.config import GenerateOptions
 from ..trainer.metrics.captions import caption_scores
 from ..trainer.metrics.vqa import accuracies
 from .config import EvalOptions
+from .dialog import ANSWER_LENGTH
 from .encode.qformer import Run, check_features
-from .generation import ANSWER_LENGTH, CAPTION_LENGTH, GROUP, Speaker, decoding, open_speaker
+from .generation import CAPTION_LENGTH, GROUP, Speaker, decoding, open_speaker
 
 RUN, SHUFFLED, FREQUENT = "run", "run, shuffled images", "most frequent answer"
 
@@ -62,7 +63,7 @@ def evaluate_texts(
         raise QfError(f"{features.folder} has no images with {what} in the split {split}; choose another --split")
     speaker, opened = open_speaker(workspace, run, None if captions else 2, on)
     check_features(opened, features)
-    if ("{}" in opened.manifest.get("prompt", "")) == captions:
+    if ("{}" in speaker.prompt) == captions:
         raise QfError(f"run {opened.folder} was not trained for --task {options.task}; choose another --run")
     other = np.roll(rows, 1)
     found: dict[str, dict[str, float]] = {}

@@ -309,6 +309,11 @@ class GenerateOptions:
         1.0, "Above 1: tokens that the text has already become less likely.", min=0.1, max=10, panel=HOW
     )
     seed: int = option(0, "Seed of what is drawn at random.", min=0, max=2**63 - 1, panel=HOW)
+    prompt: str | None = option(
+        None,
+        "Let the language model read this instead of the run's own prompt; {} stands for the question.",
+        panel=HOW,
+    )
 
     def check(self) -> None:
         """UsageError if the options do not go together."""

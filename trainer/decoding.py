@@ -39,6 +39,7 @@ class Decoder(Protocol):
 
 
 OnToken = Callable[[list[int]], None]  # gets the tokens so far of a text
+OnText = Callable[[str], None]  # gets a text so far
 
 
 @torch.inference_mode()

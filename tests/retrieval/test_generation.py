@@ -1,36 +1,20 @@
-"""`qf caption` and `qf answer`, through the library and the command line."""
+"""`qf caption`, through the library and the command line."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from conftest import TINY
 from qf import cli
-from qf.pipeline.config import ComputeOptions, DeviceOptions
+from qf.pipeline.config import ComputeOptions
 from qf.pipeline.errors import QfError
-from qf.pipeline.workspace import Workspace
 from qf.retrieval.config import CaptionOptions, EvalOptions
-from qf.retrieval.generation import answer, caption
-from qf.retrieval.journey import train_run
+from qf.retrieval.generation import caption
 from qf.retrieval.text_scores import evaluate_texts
-from qf.trainer.config import GenerateOptions, Stage1Config, Stage2Config, TrainOptions
+from qf.trainer.config import GenerateOptions, Stage1Config
 
 ON = ComputeOptions(device="cpu", precision="float32")
 SHORT = GenerateOptions(beams=2, max_length=6)
-
-
-@pytest.fixture(scope="module")
-def workspace(trained, tmp_path_factory):
-    """A copy of the trained workspace with a run of stage 2, which the builtin language model speaks for."""
-    place = Workspace(tmp_path_factory.mktemp("speaking") / "work")
-    shutil.copytree(trained, place.folder)
-    fields = {name: value for name, value in TINY.items() if name in Stage2Config.__dataclass_fields__}
-    config = Stage2Config(
-        **fields | {"llm": "builtin", "epochs": 2, "num_query_tokens": None, "llm_precision": "float32"}
-    )
-    train_run(place, TrainOptions(stage=2), config, DeviceOptions(device="cpu"), print, lambda line, total: None)
-    return place
 
 
 def captions(workspace, images, **options):
@@ -84,11 +68,6 @@ def test_what_cannot_be_captioned_is_one_line(workspace, tmp_path, images, messa
     images = [str(tmp_path) if image == "EMPTY" else image for image in images]
     with pytest.raises(QfError, match=message):
         captions(workspace, images)
-
-
-def test_a_run_of_captions_answers_no_question(workspace, pictures):
-    with pytest.raises(QfError, match="answers no questions"):
-        answer(workspace, str(pictures.parent / "red-bar-0.png"), "why?", SHORT, None, ON)
 
 
 def test_a_run_without_generation_writes_no_captions(workspace, features, tmp_path):
@@ -166,5 +145,5 @@ def test_weights_of_stage_2_are_refused_where_a_whole_q_former_is_needed(workspa
     with pytest.raises(QfError, match="search needs one of stage 1"):
         Run(folder, torch.device("cpu"), "float32")
     assert verify(folder).problems == []
-    assert Workspace(workspace.folder).latest_run(2) == folder
+    assert workspace.latest_run(2) == folder
     assert "stage 2" in str(info(folder))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...pipeline.device import autocast
-from ..decoding import Decoding, OnToken, generate
+from ..decoding import Decoding, OnText, generate
 from ..qformer import KeyValue, QueryOutput
 from .embedder import Embedder
 
@@ -18,22 +18,30 @@ GROUP = 64  # pictures captioned at once
 class Captioner:
     """A model of stage 1 that was trained with generation (ITG)."""
 
+    prompt = ""  # it reads none
+
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
 
     @torch.inference_mode()
     def texts(
-        self, image_embeds: Tensor, questions: Sequence[str], how: Decoding, on_token: OnToken | None = None
+        self, image_embeds: Tensor, questions: Sequence[str], how: Decoding, on_text: OnText | None = None
     ) -> list[str]:
         """A caption for each of N pictures (N, T, W). `questions` are not read: this head answers none."""
         model, tokens = self.embedder.model.eval(), self.embedder.tokens
+
+        def text_of(ids: list[int]) -> str:
+            text: str = tokens.tokenizer.decode(ids, skip_special_tokens=True)
+            return text.strip()
+
+        on_token = None if on_text is None else lambda ids: on_text(text_of(ids))
         ends = frozenset((tokens.sep_token_id,))
         texts: list[str] = []
         with autocast(self.embedder.device, self.embedder.dtype):
             for start in range(0, len(image_embeds), GROUP):
                 image = model.read_image(image_embeds[start : start + GROUP].to(self.embedder.device))
                 found = generate(_Head(self.embedder, image), ends, how, on_token)
-                texts += [tokens.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
+                texts += map(text_of, found)
         return texts
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...pipeline.artifacts import read_manifest
 from ...pipeline.errors import ArtifactError
-from ..decoding import Decoding, OnToken, generate
+from ..decoding import Decoding, OnText, generate
 from ..manifest import RUN, TOKENIZER
 from ..tokens import Tokens
 from .batches import instructions_of
 from .language_model import LanguageModel, load_language_model
 from .model import VisualPrompt, open_soft_prompt
-from .prompts import asked
+from .prompts import asked, dialog
 from .step import soft_prompts
 
 GROUP = 64  # texts generated at once
@@ -49,22 +49,24 @@ class Generator:
         return soft_prompts(self.model, image_embeds, rows, read, self.dtype)
 
     def texts(
-        self, image_embeds: Tensor, questions: Sequence[str], how: Decoding, on_token: OnToken | None = None
+        self, image_embeds: Tensor, questions: Sequence[str], how: Decoding, on_text: OnText | None = None
     ) -> list[str]:
         """The text for each of N pictures (N, T, W) and its question, which is "" where the prompt takes none."""
         return self.continued(
             self.soft_prompts(image_embeds, questions),
             [asked(self.prompt, question) for question in questions],
             how,
-            on_token,
+            on_text,
         )
 
     @torch.inference_mode()
     def continued(
-        self, prefix: Tensor, prompts: Sequence[str], how: Decoding, on_token: OnToken | None = None
+        self, prefix: Tensor, prompts: Sequence[str], how: Decoding, on_text: OnText | None = None
     ) -> list[str]:
         """The text after each of N soft prompts (N, Q, H) and prompts. Prompts of equal length are generated together, so that
         no padding changes a text. TrainingError if a prompt does not fit into the language model's window."""
+        text_of = self.language_model.text_of
+        on_token = None if on_text is None else lambda ids: on_text(text_of(ids))
         ids = [self.language_model.prompt_ids(prompt) for prompt in prompts]
         by_length: dict[int, list[int]] = defaultdict(list)
         for n, prompt in enumerate(ids):
@@ -76,13 +78,30 @@ class Generator:
                 some = group[start : start + GROUP]
                 decoder = self.language_model.decoder(prefix[some], [ids[n] for n in some])
                 for n, found in zip(some, generate(decoder, self.language_model.ends, how, on_token), strict=True):
-                    texts[n] = self.language_model.text_of(found)
+                    texts[n] = text_of(found)
         return texts
 
+    def reply(
+        self, image_embeds: Tensor, turns: Sequence[str], how: Decoding, on_text: OnText | None = None
+    ) -> tuple[str, int]:
+        """The answer to the last of `turns`, which are questions and answers in turn, about n pictures (n, T, W) together; and how
+        many turns were left out for it.
 
-def open_generator(folder: Path, device: torch.device, dtype: torch.dtype) -> Generator:
-    """The generator of a finished run of stage 2. ArtifactError if the run or its weights are damaged, or if the language model
-    is no longer the one that it was trained with; TrainingError if that cannot be loaded."""
+        The soft prompts of all pictures stand before the dialog and stay. The oldest turns are left out where the language model's
+        window ends. TrainingError if the last question by itself does not fit."""
+        prefix = self.soft_prompts(image_embeds, [turns[-1]] * len(image_embeds)).flatten(0, 1)[None]
+        for first in range(0, len(turns), 2):
+            prompt = dialog(self.prompt, turns[first:])
+            if self.language_model.fits(prefix.shape[1], self.language_model.prompt_ids(prompt), how.max_length):
+                break
+        return self.continued(prefix, [prompt], how, on_text)[0], first
+
+
+def open_generator(folder: Path, device: torch.device, dtype: torch.dtype, prompt: str | None = None) -> Generator:
+    """The generator of a finished run of stage 2, with another prompt than the run's if one is given.
+
+    ArtifactError if the run or its weights are damaged, or if the language model is no longer the one that it was trained with;
+    TrainingError if that cannot be loaded."""
     manifest = read_manifest(folder, RUN)
     known = manifest["language_model"]
     language_model = load_language_model(known["id"], known["precision"], device)
@@ -95,4 +114,5 @@ def open_generator(folder: Path, device: torch.device, dtype: torch.dtype) -> Ge
     model = open_soft_prompt(folder, manifest)
     tokens = Tokens.load(folder / TOKENIZER) if model.reads_text else None
     limit = manifest["train"]["max_text_length"]
-    return Generator(model.to(device), language_model, manifest["prompt"], tokens, limit, dtype)
+    prompt = manifest["prompt"] if prompt is None else prompt
+    return Generator(model.to(device), language_model, prompt, tokens, limit, dtype)

@@ -110,9 +110,13 @@ class LanguageModel:
         labels, _ = _padded([[IGNORED] * len(prompt) + target for prompt, target in examples], IGNORED)
         return TextBatch(ids, mask, labels, min(len(prompt) for prompt, _ in examples), count)
 
+    def fits(self, queries: int, prompt: Sequence[int], target: int) -> bool:
+        """Whether picture, prompt and `target` further tokens fit into the model's window."""
+        return self.window is None or queries + len(prompt) + target <= self.window
+
     def check_window(self, queries: int, prompt: Sequence[int], target: int, what: str = "the prompt") -> None:
-        """TrainingError if picture, prompt and `target` further tokens do not fit into the model's window."""
-        if self.window is not None and queries + len(prompt) + target > self.window:
+        """TrainingError if they do not fit, as of `fits`."""
+        if not self.fits(queries, prompt, target):
             raise TrainingError(
                 f"{what} is too long: with {queries} query tokens and {target} tokens of text its {len(prompt):,} tokens do not fit "
                 f"into the {self.window:,} of {self.identity['id']}; shorten it"
