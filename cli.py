@@ -340,12 +340,12 @@ def verify(at: WorkspaceOptions, output: OutputOptions, path: Artifact = None) -
 @command
 def export(run: RunArgument, out: Out, options: ExportOptions, at: WorkspaceOptions, output: OutputOptions) -> None:
     """Write a run's weights in the layout of Hugging Face or LAVIS; --init and QFormer.from_pretrained read them back."""
-    from .trainer.weights.export import export
+    from .retrieval.journey import export_run
 
     folder = Path(run) if has_manifest(Path(run)) else Workspace(at.workspace).runs / run
     with Display(output.quiet) as display:
         display.say(f"exporting {folder}")
-        result = export(folder, out, options.to, options.overwrite)
+        result = export_run(folder, out, options)
     emit(result, output)
 
 

@@ -1,10 +1,11 @@
-"""The library calls behind the commands that need a workspace: train and index, index, evaluate, explain."""
+"""The library calls behind the commands that need a workspace or a run: train and index, index, evaluate, explain, export."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..pipeline.artifacts import read_manifest
 from ..pipeline.config import ComputeOptions, DeviceOptions
 from ..pipeline.device import resolve_device
 from ..pipeline.encoders.picture import encode_picture
@@ -12,11 +13,13 @@ from ..pipeline.errors import ArtifactError, QfError
 from ..pipeline.features.reader import Features
 from ..pipeline.results import OnStatus, Result, no_status
 from ..pipeline.workspace import Workspace
-from ..trainer.config import Stage1Config, Stage2Config, TrainOptions
+from ..trainer.config import ExportOptions, Stage1Config, Stage2Config, TrainOptions
 from ..trainer.distributed.processes import Processes
+from ..trainer.manifest import RUN
 from ..trainer.runs.folder import Trained
 from ..trainer.runs.log import Report
 from ..trainer.stage1.stage import train
+from ..trainer.weights.export import Exported, export
 from .config import EvalOptions, ExplainOptions
 from .encode.available import query_encoders
 from .encode.qformer import Run, check_features
@@ -215,3 +218,14 @@ def explain_picture(
     out = options.out or workspace.folder / "explain.png"
     draw_explanation(explanation, out)
     return explanation.result(str(opened.folder), str(out))
+
+
+def export_run(folder: Path, out: Path, options: ExportOptions) -> Exported:
+    """Write the weights of a run of either stage to `out`. Errors as of `weights.export.export` and `stage2.export.export`."""
+    if read_manifest(folder, RUN)["stage"] == 2:
+        from ..trainer.stage2.export import export as export_stage2
+
+        return export_stage2(folder, out, options.to, options.with_llm, options.overwrite)
+    if options.with_llm:
+        raise ArtifactError(f"{folder} is a run of stage 1 and has no language model; leave --with-llm out")
+    return export(folder, out, options.to, options.overwrite)

@@ -110,10 +110,11 @@ class ExportOptions:
     """Whose layout a run is exported in."""
 
     to: str = required(
-        "huggingface: a folder for Blip2ForImageTextRetrieval.from_pretrained, with the vision model where the encoder is a "
-        "BLIP-2's. lavis: BLIP-2's own key names; since qf writes no pickle, load it there with "
+        "huggingface: a folder for Blip2ForImageTextRetrieval.from_pretrained, or of stage 2 for Blip2ForConditionalGeneration's, with "
+        "the vision model where the encoder is a BLIP-2's. lavis: BLIP-2's own key names; since qf writes no pickle, load it there with "
         "model.load_state_dict(safetensors.torch.load_file(OUT), strict=False)."
     )
+    with_llm: bool = option(False, "Stage 2, to huggingface: with the language model's weights.", flags=("--with-llm",))
     overwrite: bool = option(False, "Replace what is there.")
 
 
@@ -265,6 +266,8 @@ class Stage2Config(QFormerTraining):
         for name, flag, values in known:
             if getattr(self, name) not in values:
                 raise UsageError(f"--{flag} {getattr(self, name)}: use {', '.join(values)}")
+        if not self.epochs and self.init in (None, "none"):
+            raise UsageError("--epochs 0 trains nothing: give the weights to keep with --init")
         if self.llm is None:
             raise UsageError("--stage 2 needs a language model: give --llm, such as --llm smollm2 or --llm builtin")
         if self.prompt is not None and self.task != "caption" and self.prompt.count("{}") != 1:

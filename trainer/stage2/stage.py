@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Generator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +24,18 @@ from ..loop import planned_steps, train_stage
 from ..manifest import CHECKPOINTS, TOKENIZER
 from ..metrics.captions import caption_scores
 from ..metrics.vqa import accuracies
-from ..qformer import QFormer
-from ..runs.checkpoints import last_step
+from ..runs.checkpoints import TrainState, last_step
 from ..runs.folder import Trained, begin, finish
-from ..runs.log import Report, no_report, summary_writer
+from ..runs.log import Log, Report, no_report, summary_writer
 from ..session import conduct, run_lock, training_precision
 from ..tokens import Tokens
-from ..weights.read import read_weights
+from ..weights.names import Weights
+from ..weights.read import fill, read_weights
 from ..weights.start import check_fits
 from .batches import Stage2Batch, Stage2Batches, example, instructions_of, rows_to_learn, text_counts
 from .generate import Generator as TextGenerator
 from .language_model import LanguageModel, load_language_model
-from .model import VisualPrompt, query_side
+from .model import VisualPrompt
 from .prompts import default_prompt
 from .step import LOSS, Stage2Step, soft_prompts
 
@@ -169,43 +169,39 @@ def train(
     def run(place: Path) -> None:
         torch.manual_seed(config.seed)
         model, tokens = make_model(features, config, language_model.width, language_model.scale)
-        model = model.to(device)
-        source: FeatureSource | None = None
-        rows = rows_to_learn(features, "train", config.task)
-        known = model.qformer_is_frozen and tokens is None and not features.views
-        if known:
-            say("reading the images with the frozen Q-Former, once")
-            source = KnownQueries(model, features, rows, device)
-        elif cache_on_device:
-            source = cached(features, rows, device, processes.count, say)
-        batches = Stage2Batches(
-            features, config, prompt, language_model, tokens, model.config.num_query_tokens, device, processes, source
-        )
-        stage = Stage2(features, config, model, language_model, batches, dtype, device, processes, known)
+        stage = None
+        if config.epochs:
+            model = model.to(device)
+            source: FeatureSource | None = None
+            rows = rows_to_learn(features, "train", config.task)
+            known = model.qformer_is_frozen and tokens is None and not features.views
+            if known:
+                say("reading the images with the frozen Q-Former, once")
+                source = KnownQueries(model, features, rows, device)
+            elif cache_on_device:
+                source = cached(features, rows, device, processes.count, say)
+            queries = model.config.num_query_tokens
+            batches = Stage2Batches(
+                features, config, prompt, language_model, tokens, queries, device, processes, source
+            )
+            stage = Stage2(features, config, model, language_model, batches, dtype, device, processes, known)
         if processes.first:
             begin(place, settings)
             if tokens is not None:
                 tokens.save(place / TOKENIZER)
         processes.agree(True, device)  # all ranks wait until the place is ready
-        say(outlook(stage, last_step(place / CHECKPOINTS)))
-        state = train_stage(stage, place, config, device, processes, report, writer)
+        state, total, steps_per_epoch = TrainState(), 0, 1.0
+        if stage is not None:
+            total, steps_per_epoch = stage.total, stage.batches_per_epoch / config.accumulate
+            say(outlook(stage, last_step(place / CHECKPOINTS)))
+            state = train_stage(stage, place, config, device, processes, report, writer)
+        elif processes.first:  # the weights as they came, with an empty log
+            Log(place, 0, 0.0, 0, report, writer).close()
         if processes.first:
-            stopped = f"validation got no better, --patience {config.patience}" if state.step < stage.total else None
+            stopped = f"validation got no better, --patience {config.patience}" if state.step < total else None
             more = {"language_model": language_model.identity | {"width": language_model.width}, "prompt": prompt}
-            steps_per_epoch = stage.batches_per_epoch / config.accumulate
-            finish(
-                place,
-                2,
-                model,
-                asdict(model.config),
-                config,
-                features,
-                state,
-                stage.total,
-                steps_per_epoch,
-                stopped,
-                more,
-            )
+            sizes = asdict(model.config)
+            finish(place, 2, model, sizes, config, features, state, total, steps_per_epoch, stopped, more)
 
     with run_lock(folder, processes):
         dtype = training_precision(config, folder, overwrite, processes, device)
@@ -262,7 +258,7 @@ def make_model(
 
     Its soft prompts begin as large as the language model's embeddings, whose root mean square is `scale`. TrainingError if the
     weights of `config.init` do not fit the features or the options; ArtifactError if they cannot be read."""
-    weights = None if config.init in (None, "none") else read_weights(str(config.init))
+    weights = None if config.init in (None, "none") else read_weights(str(config.init), stage=2)
     sizes = dict(PRESETS[config.preset]) | {"encoder_hidden_size": features.encoder["width"], "vocab_size": 1}
     if config.num_query_tokens is not None:
         sizes["num_query_tokens"] = config.num_query_tokens
@@ -286,10 +282,21 @@ def make_model(
     torch.nn.init.normal_(model.language_projection.weight, std=scale / qformer_config.hidden_size**0.5)
     torch.nn.init.zeros_(model.language_projection.bias)
     if weights is not None:
-        model.qformer = query_side(QFormer.from_weights(qformer_config, weights), config.instruct)
+        own = model.qformer.state_dict()
+        fill(model.qformer, replace(weights, state={key: weights.state[key] for key in own if key in weights.state}))
+        _fill_projection(model, weights)
     if config.parts == "projection":
         model.freeze_qformer()
     return model, tokens
+
+
+def _fill_projection(model: VisualPrompt, weights: Weights) -> None:
+    """Copy the projection of the weights, if they have one to a language model as wide as this one; else it starts afresh."""
+    found, own = weights.projection, model.language_projection.state_dict()
+    if {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in own.items()}:
+        model.language_projection.load_state_dict(found)
+    elif found:
+        log.warning("%s projects to another language model: the projection starts afresh", weights.name)
 
 
 def outlook(stage: Stage2, done: int) -> str:

@@ -40,7 +40,10 @@ class Exported(Result):
     bytes: int
 
     def __str__(self) -> str:
-        parts = "Q-Former and vision model" if self.vision else "Q-Former"
+        return self.line("Q-Former and vision model" if self.vision else "Q-Former")
+
+    def line(self, parts: str) -> str:
+        """One line about an export that holds these parts."""
         return f"export    {self.export}: {parts} in the layout of {self.layout}; {size(self.bytes)}"
 
 
@@ -49,30 +52,40 @@ def export(run: Path, out: Path, layout: str, overwrite: bool = False) -> Export
 
     ArtifactError if there is no run or its weights have changed, if `out` exists without `overwrite`, or if the layout cannot
     hold the model. EncoderError if the encoder that made the features cannot be loaded or has changed."""
-    if layout not in LAYOUTS:
-        raise ArtifactError(f"--to {layout}: use {' or '.join(LAYOUTS)}")
-    if out.suffix in (".pth", ".pt", ".bin"):
-        raise ArtifactError(f"{out}: qf writes no pickle; give a .safetensors file or a folder")
+    check_place(out, layout, overwrite)
     manifest = read_manifest(run, RUN)
-    if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not overwrite:
-        raise ArtifactError(f"{out} is there already; choose another name, or replace it with --overwrite")
-    if is_artifact(out if out.is_dir() else out.parent):
-        raise ArtifactError(f"{out} is in a folder of qf's own; choose another name")
     state = read_weights(str(run)).state
     config = QFormerConfig(**manifest["model"])
     tokens = Tokens.load(run / "tokenizer.json")
     if layout == "lavis":
-        file = out if out.suffix == ".safetensors" else out / WEIGHTS
+        file = lavis_file(out)
         renamed = {LAVIS_NAMES.theirs(key): value for key, value in state.items()}
         with locked(file):
-            _save(file, renamed, {"model": asdict(config), "tokenizer": tokens.tokenizer.to_str()})
+            save_tensors(file, renamed, {"model": asdict(config), "tokenizer": tokens.tokenizer.to_str()})
         files, vision = [file], False
     else:
-        if out.is_file():
-            raise ArtifactError(f"{out} is a file; --to huggingface writes a folder")
         with locked(out / WEIGHTS):
             files, vision = _to_huggingface(out, config, state, tokens, manifest["encoder"])
     return Exported(str(out), layout, vision, len(files), sum(file.stat().st_size for file in files))
+
+
+def check_place(out: Path, layout: str, overwrite: bool) -> None:
+    """ArtifactError unless the layout is known and `out` is a place for an export."""
+    if layout not in LAYOUTS:
+        raise ArtifactError(f"--to {layout}: use {' or '.join(LAYOUTS)}")
+    if out.suffix in (".pth", ".pt", ".bin"):
+        raise ArtifactError(f"{out}: qf writes no pickle; give a .safetensors file or a folder")
+    if (out.is_file() or (out.is_dir() and any(out.iterdir()))) and not overwrite:
+        raise ArtifactError(f"{out} is there already; choose another name, or replace it with --overwrite")
+    if is_artifact(out if out.is_dir() else out.parent):
+        raise ArtifactError(f"{out} is in a folder of qf's own; choose another name")
+    if layout == "huggingface" and out.is_file():
+        raise ArtifactError(f"{out} is a file; --to huggingface writes a folder")
+
+
+def lavis_file(out: Path) -> Path:
+    """Where the weights go under LAVIS's names: `out` is a .safetensors file or a folder."""
+    return out if out.suffix == ".safetensors" else out / WEIGHTS
 
 
 def _to_huggingface(
@@ -86,7 +99,7 @@ def _to_huggingface(
         raise ArtifactError(
             f"heads of {config.head_dim} x {heads} do not make {config.hidden_size}, as Hugging Face's layout needs; use --to lavis"
         )
-    vision, tensors, processor = _vision(encoder, config)
+    vision, tensors, processor = vision_part(encoder, config)
     settings = Blip2Config(
         vision_config=vision,
         qformer_config={size: getattr(config, size) for size in QFORMER_SIZES} | {"use_qformer_text_input": True},
@@ -100,8 +113,8 @@ def _to_huggingface(
 
     for name in ("config.json", "preprocessor_config.json", f"{WEIGHTS}.index.json"):  # of an earlier export
         (out / name).unlink(missing_ok=True)
-    _save(out / WEIGHTS, tensors | shared)
-    _save(out / STAGE1_HEADS, beside, {"model": asdict(config)})
+    save_tensors(out / WEIGHTS, tensors | shared)
+    save_tensors(out / STAGE1_HEADS, beside, {"model": asdict(config)})
     tokens.save(out / "tokenizer.json")
     write_json(out / "tokenizer_config.json", _tokenizer_settings(tokens, config))
     files = [WEIGHTS, STAGE1_HEADS, "tokenizer.json", "tokenizer_config.json"]
@@ -112,7 +125,7 @@ def _to_huggingface(
     return [out / name for name in (*files, "config.json")], bool(tensors)
 
 
-def _vision(
+def vision_part(
     encoder: dict[str, Any], config: QFormerConfig
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any] | None]:
     """Settings, weights and image processor of the BLIP-2 vision model that made the features, up to their layer.
@@ -160,7 +173,7 @@ def _tokenizer_settings(tokens: Tokens, config: QFormerConfig) -> dict[str, Any]
     }
 
 
-def _save(path: Path, tensors: dict[str, Tensor], info: dict[str, Any] | None = None) -> None:
+def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any] | None = None) -> None:
     """Write tensors as a safetensors file, atomically. `info` becomes metadata that `read_weights` reads."""
     metadata = {"format": "pt"} | ({"qf": json.dumps(info)} if info else {})
     with atomic_file(path) as file:

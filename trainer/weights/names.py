@@ -73,12 +73,14 @@ class KeyNames:
 
 
 RUN_NAMES = KeyNames()
+STAGE2_RUN_NAMES = KeyNames((("qformer.", ""),), may_lack=("text embeddings", "text feed-forward", *HEADS))
+PROJECTION = "language_projection."  # to a language model, as Hugging Face and runs of stage 2 call it
 # the projections to a language model and the model itself, which a BLIP-2 has from stage 2 on
 STAGE_2 = re.compile(r"^(opt|t5|llm|language)_(proj|projection|model)\.")
 LAVIS_NAMES = KeyNames(LAVIS, True, re.compile(r"^visual_encoder\.|position_ids$|cls\.predictions\.decoder\."))
 HUGGINGFACE_NAMES = KeyNames(
     HUGGINGFACE,
-    foreign=re.compile(r"^vision_model\.(?!post_layernorm\.)|^language_model\.|^language_projection\.|position_ids$"),
+    foreign=re.compile(r"^vision_model\.(?!post_layernorm\.)|^language_model\.|position_ids$"),
     may_lack=("text embeddings", "text feed-forward", *HEADS),
 )
 BERT_NAMES = KeyNames(
@@ -110,6 +112,7 @@ class Weights:
     state: dict[str, Tensor]  # float32, under our names
     unexpected: list[str] = field(default_factory=list)  # their keys that a Q-Former does not have
     tokenizer: str | None = None  # the text of a tokenizer.json, if the source has one for its text embeddings
+    projection: dict[str, Tensor] = field(default_factory=dict)  # weight and bias of the projection to a language model
 
     @property
     def vocab_size(self) -> int | None:

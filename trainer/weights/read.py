@@ -22,10 +22,12 @@ from .names import (
     HUGGINGFACE_NAMES,
     LAVIS_NAMES,
     PARTS,
+    PROJECTION,
     QFORMER_SIZES,
     ROW_A_WORD,
     RUN_NAMES,
     STAGE1_HEADS,
+    STAGE2_RUN_NAMES,
     STAGE_2,
     WORD_EMBEDDINGS,
     KeyNames,
@@ -43,11 +45,12 @@ class Exported(TypedDict, total=False):
     tokenizer: str
 
 
-def read_weights(name: str, num_attention_heads: int | None = None) -> Weights:
+def read_weights(name: str, num_attention_heads: int | None = None, stage: int = 1) -> Weights:
     """The weights of a run, of a LAVIS .pth or .safetensors, or of a folder or Hugging Face id of a BLIP-2 or a BERT.
 
     A LAVIS file does not hold the number of its attention heads: they are 64 wide unless `num_attention_heads` is given.
-    ArtifactError if there are no weights or they cannot be read. Pickled code is never executed."""
+    `stage` is the one that they are for: stage 2 also takes runs of stage 2. ArtifactError if there are no weights or they cannot be
+    read. Pickled code is never executed."""
     path = Path(name)
     if path.is_file():
         return _from_lavis(path, num_attention_heads)
@@ -62,7 +65,7 @@ def read_weights(name: str, num_attention_heads: int | None = None) -> Weights:
     if pointer := pointer_in(path):
         raise ArtifactError(f"{pointer} {CURE}")
     if has_manifest(path):
-        return _from_run(path)
+        return _from_run(path, stage)
     if (path / "config.json").is_file():
         config = _read_object(path / "config.json")
         if config.get("model_type") == "blip-2":
@@ -86,7 +89,8 @@ def fill(model: nn.Module, weights: Weights) -> None:
     ArtifactError names every other key that is missing, unexpected or of another shape, as the source calls it."""
     own, state, theirs = model.state_dict(), weights.state, weights.key_names.theirs
     absent = {key for key in own if key not in state}
-    fresh = [part for part in weights.key_names.may_lack if absent >= {key for key in own if PARTS[part].match(key)}]
+    parts = {part: {key for key in own if PARTS[part].match(key)} for part in weights.key_names.may_lack}
+    fresh = [part for part, keys in parts.items() if keys and absent >= keys]
     missing = [key for key in own if key in absent and not any(PARTS[part].match(key) for part in fresh)]
     if weights.key_names is BERT_NAMES:  # the queries' feed-forward is a copy of the text's: name that
         missing = [re.sub(r"_query\.", ".", key) for key in missing]
@@ -111,9 +115,9 @@ def fill(model: nn.Module, weights: Weights) -> None:
         log.warning("%s has no %s: these start afresh", weights.name, ", ".join(fresh))
 
 
-def _from_run(folder: Path) -> Weights:
+def _from_run(folder: Path, stage: int) -> Weights:
     manifest = read_manifest(folder, RUN)
-    if manifest["stage"] != 1:
+    if manifest["stage"] > stage:
         raise ArtifactError(
             f"run {folder} is of stage {manifest['stage']} and holds no whole Q-Former; give the run of stage 1 that it began with"
         )
@@ -121,7 +125,12 @@ def _from_run(folder: Path) -> Weights:
     state = load_tensors(folder / WEIGHTS)
     if unknown:
         remember(folder, manifest["files"])
-    return Weights(str(folder), RUN_NAMES, manifest["model"], state, tokenizer=read_tokenizer(folder))
+    if manifest["stage"] == 1:
+        return Weights(str(folder), RUN_NAMES, manifest["model"], state, tokenizer=read_tokenizer(folder))
+    projection = _projection(state)
+    state, unexpected = _renamed(state, STAGE2_RUN_NAMES)
+    tokenizer = read_tokenizer(folder) if WORD_EMBEDDINGS in state else None
+    return Weights(str(folder), STAGE2_RUN_NAMES, manifest["model"], state, unexpected, tokenizer, projection)
 
 
 def _from_lavis(path: Path, heads: int | None) -> Weights:
@@ -192,7 +201,9 @@ def _from_huggingface(name: str, folder: Path) -> Weights:
         ) from error
     qformer = config.qformer_config
     _check_activation(name, qformer.hidden_act)
-    state, unexpected = _renamed(_load_folder(folder, HUGGINGFACE_NAMES.foreign), HUGGINGFACE_NAMES)
+    tensors = _load_folder(folder, HUGGINGFACE_NAMES.foreign)
+    projection = _projection(tensors)
+    state, unexpected = _renamed(tensors, HUGGINGFACE_NAMES)
     vocab_size = len(state[WORD_EMBEDDINGS]) if WORD_EMBEDDINGS in state else qformer.vocab_size
     sizes = {size: getattr(qformer, size) for size in QFORMER_SIZES} | {
         "vocab_size": vocab_size,
@@ -208,7 +219,7 @@ def _from_huggingface(name: str, folder: Path) -> Weights:
         sizes = _info(heads).get("model", sizes)
     # without text embeddings the folder's tokenizer is the language model's
     tokenizer = read_tokenizer(folder) if WORD_EMBEDDINGS in state else None
-    return Weights(name, HUGGINGFACE_NAMES, sizes, state, unexpected, tokenizer)
+    return Weights(name, HUGGINGFACE_NAMES, sizes, state, unexpected, tokenizer, projection)
 
 
 def _from_bert(name: str, folder: Path, config: Mapping[str, Any]) -> Weights:
@@ -260,6 +271,12 @@ def _renamed(tensors: Mapping[str, Any], key_names: KeyNames) -> tuple[dict[str,
         else:
             state[key_names.ours(key)] = value.float()
     return state, unexpected
+
+
+def _projection(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The projection to a language model, taken out of `tensors`, in float32; {} if it is not among them."""
+    keys = [key for key in tensors if key.startswith(PROJECTION)]
+    return {key.removeprefix(PROJECTION): tensors.pop(key).float() for key in keys}
 
 
 def _load_folder(folder: Path, foreign: re.Pattern[str]) -> dict[str, Tensor]:
