@@ -139,8 +139,9 @@ def lines() -> Iterator[str]:
 
 @command
 def demo(options: DemoOptions, on: ComputeOptions, output: OutputOptions) -> None:
-    """Take the whole journey on the built-in sample, offline: extract, train, index, evaluate, search."""
-    from .retrieval.demo import Watch, demo
+    """Take the whole journey on the built-in sample, offline: extract, train, index, evaluate, search; with --full also describe."""
+    from .retrieval.demo import demo
+    from .retrieval.journey import Watch
 
     folder = options.workspace or Path(os.environ.get("QF_WORKSPACE") or WORKSPACE) / "demo"
     with Display(output.quiet) as display:

@@ -111,6 +111,11 @@ class DemoOptions:
         max=2**20,
     )
     seed: int = option(0, "Seed of training.", min=0, max=2**63 - 1)
+    full: bool = option(
+        False,
+        f"Then let a small language model caption the pictures and answer questions, in {DEMO_MINUTES} minutes more.",
+        flags=("--full",),
+    )
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,17 @@ from ..pipeline.errors import QfError
 from ..pipeline.extract.extract import Extracted, extract_source
 from ..pipeline.features.reader import Features
 from ..pipeline.formatting import counted
-from ..pipeline.results import OnStatus, Result, no_status
+from ..pipeline.results import Result
 from ..pipeline.workspace import Workspace
 from ..trainer.config import Stage1Config
 from ..trainer.runs.folder import Trained, read_settings
-from ..trainer.runs.log import Report, no_report
 from ..trainer.stage1.pace import Pace, measure_pace
 from ..trainer.stage1.stage import train
 from .config import DEMO_EPOCHS, DEMO_MINUTES, RERANK, DemoOptions, EvalOptions
+from .demo_texts import Spoken, speak
 from .evaluate import Evaluated
 from .index.build import Indexed
-from .journey import evaluate, index_run
+from .journey import Watch, evaluate, index_run
 from .searcher import Hit, Searcher, open_searcher
 from .sheet import contact_sheet
 
@@ -47,15 +47,6 @@ SPARE = 0.06  # share of the minutes that is not planned
 # what these cost for an image, in units of its part in a training step of all losses; measured in float32
 VALIDATED, INDEXED, EVALUATED = 1.0, 0.14, 8.0
 SEARCHES, HITS = 6, 6  # rows of the contact sheet, and tiles in a row
-
-
-@dataclass(frozen=True)
-class Watch:
-    """The functions that are called while the journey goes on."""
-
-    say: Callable[[str], None] = lambda text: None
-    extracting: OnStatus = no_status
-    training: Report = no_report
 
 
 @dataclass(frozen=True)
@@ -93,11 +84,13 @@ class Demonstrated(Result):
     search: list[Search]
     sheet: str
     cut: str | None  # what was left out to end in time
+    texts: Spoken | None = None  # the second part, of --full
 
     def to_json(self) -> dict[str, Any]:
-        """An object with the JSON of each part."""
+        """An object with the JSON of each part; `texts` only with --full."""
         parts = {name: getattr(self, name).to_json() for name in ("extract", "train", "index", "eval")}
-        return {**parts, "search": [one.to_json() for one in self.search], "sheet": self.sheet, "cut": self.cut}
+        more = {"texts": self.texts.to_json()} if self.texts else {}
+        return {**parts, "search": [one.to_json() for one in self.search], "sheet": self.sheet, "cut": self.cut, **more}
 
     def __str__(self) -> str:
         hits = sum(len(one.hits) for one in self.search)
@@ -105,11 +98,13 @@ class Demonstrated(Result):
         most = "" if possible == hits else f" ({possible} at best)"
         found = f"search    {fitting} of {hits} hits fit their query{most}; see {self.sheet}"
         cut = [f"cut       {self.cut}"] if self.cut else []
-        return "\n".join(map(str, (self.extract, self.train, *cut, self.index, self.eval, found)))
+        texts = [self.texts] if self.texts else []
+        return "\n".join(map(str, (self.extract, self.train, *cut, self.index, self.eval, found, *texts)))
 
 
 def demo(folder: Path, options: DemoOptions, on: ComputeOptions, watch: Watch) -> Demonstrated:
-    """Draw a sample of `options.scenes` training scenes and take it through the whole journey, in the workspace `folder`.
+    """Draw a sample of `options.scenes` training scenes and take it through the whole journey, in the workspace `folder`; with
+    `options.full` also through stage 2.
 
     Without `options.epochs` the training is sized to this machine. Run again, the demo resumes where it stopped, with the epochs
     that it began with. QfError if the workspace holds a demo with other options."""
@@ -122,18 +117,24 @@ def demo(folder: Path, options: DemoOptions, on: ComputeOptions, watch: Watch) -
         write_sample(sample, train=count, val=min(250, count // 16), test=min(500, count // 8), seed=SAMPLE_SEED)
     watch.say("extracting features with the builtin CLIP")
     source, builtin = str(sample / "captions.csv"), EncoderOptions(encoder="builtin")
-    extracted = extract_source(source, workspace.features, builtin, ReadOptions(), on=on, progress=watch.extracting)
+    read = ReadOptions(questions=[sample / "questions.jsonl"])
+    extracted = extract_source(source, workspace.features, builtin, read, on=on, progress=watch.extracting)
     assert isinstance(extracted, Extracted)
     features = Features(workspace.features)
     config = replace(TRAINING, seed=options.seed, precision=on.precision)
+
+    @cache
+    def pace() -> Pace:
+        watch.say("measuring how fast this machine trains")
+        return measure_pace(features, config, device)
+
     epochs = begun_epochs(workspace.run(RUN), options)
     if epochs is None:
-        watch.say("measuring how fast this machine trains")
-        pace = measure_pace(features, config, device)
+        found = pace()
         left = (1 - SPARE) * 60 * DEMO_MINUTES - (time.monotonic() - began)
-        epochs = epochs_within(left, pace, features.manifest["splits"], config)
+        epochs = epochs_within(left, found, features.manifest["splits"], config)
         if epochs < DEMO_EPOCHS:
-            steps = 60 / pace.step(config.contrast_first)
+            steps = 60 / found.step(config.contrast_first)
             watch.say(f"this machine does {counted(round(steps), 'training step')} a minute: {cut_to(epochs)}")
     watch.say("training a Q-Former on the cached features")
     trained = train(features, workspace.run(RUN), replace(config, epochs=epochs), device, report=watch.training)
@@ -144,7 +145,8 @@ def demo(folder: Path, options: DemoOptions, on: ComputeOptions, watch: Watch) -
     sheet = folder / "demo.png"
     contact_sheet([(one.query, one.hits) for one in searches], sheet, [one.keys for one in searches])
     cut = cut_to(epochs) if options.epochs is None and epochs < DEMO_EPOCHS else None
-    return Demonstrated(extracted, trained, indexed, evaluated, searches, str(sheet), cut)
+    texts = speak(workspace, RUN, options.seed, on, watch, pace) if options.full else None
+    return Demonstrated(extracted, trained, indexed, evaluated, searches, str(sheet), cut, texts)
 
 
 def begun_epochs(run: Path, options: DemoOptions) -> float | None:

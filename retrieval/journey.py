@@ -17,7 +17,7 @@ from ..trainer.config import ExportOptions, Stage1Config, Stage2Config, TrainOpt
 from ..trainer.distributed.processes import Processes
 from ..trainer.manifest import RUN
 from ..trainer.runs.folder import Trained
-from ..trainer.runs.log import Report
+from ..trainer.runs.log import Report, no_report
 from ..trainer.stage1.stage import train
 from ..trainer.weights.export import Exported, export
 from .config import EvalOptions, ExplainOptions
@@ -32,6 +32,15 @@ from .mix_file import Mix, below_encoder, harmed_by_matching
 from .validation import ensured_mix, fit_mix, stored_mix
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The functions that are called while the journey goes on."""
+
+    say: Callable[[str], None] = lambda text: None
+    extracting: OnStatus = no_status
+    training: Report = no_report
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Contact sheets: a PNG with the thumbnails of each search."""
+"""Contact sheets: a PNG with the thumbnails of each search, or with what a run says about pictures."""
 
 import io
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -16,6 +17,42 @@ COLUMNS, CAPTION = 6, 3  # tiles in a row, lines of a caption
 LARGE, SMALL = 21, 13  # pixels of a letter
 FRAME = 5  # pixels
 PAPER, INK, FAINT, EDGE, WANTED = (255, 255, 255), (25, 25, 25), (110, 110, 110), (215, 215, 215), (38, 140, 70)
+WRONG = (190, 50, 40)
+PICTURE, SAID, LINE = 200, 4, 18  # pixels of a picture, lines of what is said about it, pixels of a line
+
+
+@dataclass(frozen=True)
+class Told:
+    """A picture with its caption, and answers to questions: (question, answer, whether it is right)."""
+
+    thumbnail: bytes
+    caption: str
+    answers: list[tuple[str, str, bool]]
+
+
+def text_sheet(told: Sequence[Told], path: Path) -> None:
+    """Draw each picture with its caption below, then its questions with their answers: green if right, red if wrong."""
+    columns = min(COLUMNS, max(1, len(told)))
+    font = ImageFont.load_default(SMALL)
+    asked = max((len(one.answers) for one in told), default=0)
+    tall = PICTURE + GAP + LINE * (SAID + 3 * asked)
+    rows = -(-len(told) // columns)
+    sheet = Image.new("RGB", (columns * (PICTURE + GAP) + GAP, rows * (tall + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for place, one in enumerate(told):
+        x, y = GAP + place % columns * (PICTURE + GAP), GAP + place // columns * (tall + GAP)
+        _paste(sheet, one.thumbnail, x, y, PICTURE)
+        y += PICTURE + 6
+        draw.multiline_text((x, y), _lines(one.caption, PICTURE, SAID, font), INK, font, spacing=3)
+        y += LINE * SAID
+        for question, answer, right in one.answers:
+            text = _lines(question, PICTURE, 2, font)
+            draw.multiline_text((x, y), text, FAINT, font, spacing=3)
+            y += LINE * (1 + text.count("\n"))
+            draw.text((x, y), _lines(answer, PICTURE, 1, font), WANTED if right else WRONG, font)
+            y += LINE + 4
+    with atomic_file(path) as file:
+        sheet.save(file, "PNG")
 
 
 def contact_sheet(
@@ -41,7 +78,7 @@ def contact_sheet(
         for place, hit in enumerate(hits):
             x = GAP + place % columns * (TILE + GAP)
             y = top + HEAD + place // columns * (TILE + FOOT + GAP)
-            _paste(sheet, hit.thumbnail, x, y)
+            _paste(sheet, hit.thumbnail, x, y, TILE)
             colour, thick = (WANTED, FRAME) if framed[place] else (EDGE, 1)
             edges = (x - thick, y - thick, x + TILE + thick - 1, y + TILE + thick - 1)
             draw.rectangle(edges, outline=colour, width=thick)
@@ -53,14 +90,14 @@ def contact_sheet(
         sheet.save(file, "PNG")
 
 
-def _paste(sheet: Image.Image, jpeg: bytes, x: int, y: int) -> None:
-    """A thumbnail in the middle of its tile, enlarged to fill it."""
+def _paste(sheet: Image.Image, jpeg: bytes, x: int, y: int, side: int) -> None:
+    """A thumbnail in the middle of its tile, enlarged to fill it. `side` is the tile's, in pixels."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    scale = TILE / max(image.size)
+    scale = side / max(image.size)
     image = image.resize(
         (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
     )
-    sheet.paste(image, (x + (TILE - image.width) // 2, y + (TILE - image.height) // 2))
+    sheet.paste(image, (x + (side - image.width) // 2, y + (side - image.height) // 2))
 
 
 def _lines(text: str, width: int, count: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

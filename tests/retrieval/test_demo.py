@@ -1,15 +1,20 @@
 """The demo: its hits are judged by the scenes, its training is sized to the machine, and it resumes what it began."""
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from qf.data.scenes import QUERIES, fits, make_scene
 from qf.pipeline.config import ComputeOptions
 from qf.pipeline.errors import QfError
 from qf.retrieval import demo as module
+from qf.retrieval import demo_texts
 from qf.retrieval.config import DEMO_EPOCHS, DemoOptions
-from qf.retrieval.demo import LEAST_EPOCHS, TRAINING, Watch, cut_to, demo, epochs_within
+from qf.retrieval.demo import LEAST_EPOCHS, TRAINING, cut_to, demo, epochs_within
+from qf.retrieval.journey import Watch
 from qf.trainer.runs.folder import read_settings
 from qf.trainer.stage1.pace import Pace
 
@@ -132,3 +137,33 @@ def test_given_epochs_are_trained_without_a_measurement(tmp_path, monkeypatch):
     result = demo(tmp_path / "demo", DemoOptions(scenes=48, epochs=2), ON, Watch())
     assert result.train.steps == 2
     assert result.cut is None
+
+
+def test_a_finished_demo_goes_on_with_captions_and_answers(slow, tmp_path, monkeypatch):
+    folder, *_ = slow
+    copy, said = tmp_path / "demo", []
+    shutil.copytree(folder, copy)
+    monkeypatch.setattr(module, "measure_pace", lambda *arguments: Pace(60.0, 120.0))
+    result = demo(copy, DemoOptions(scenes=48, full=True), ON, Watch(said.append))
+    texts = result.to_json()["texts"]
+    assert (texts["caption_scores"]["texts"], texts["answer_scores"]["images"]) == (6, 6)
+    assert set(texts["answer_scores"]["rows"]) == {"run", "run, shuffled images", "most frequent answer"}
+    assert re.fullmatch(
+        r"captions for \d\.\d epochs instead of 4 and answers for \d\.\d epochs instead of 4, to end within 5 minutes more",
+        texts["cut"],
+    )
+    with Image.open(texts["sheet"]) as sheet:
+        assert sheet.width > 1000
+    monkeypatch.setattr(module, "measure_pace", refuse)
+    again = demo(copy, DemoOptions(scenes=48, full=True), ON, Watch())
+    assert again.to_json()["texts"]["cut"] == texts["cut"]
+
+
+def test_stage_2_is_sized_to_the_machine():
+    images = {"train": 8000, "val": 250, "test": 500}
+    assert demo_texts.epochs_within(140, 0.003, images, "vqa") == demo_texts.TRAINING.epochs
+    some = demo_texts.epochs_within(140, 0.02, images, "vqa")
+    assert demo_texts.LEAST_EPOCHS < some < demo_texts.TRAINING.epochs
+    seconds = 0.02 * (some * (0.32 * 8000 + 0.8 * 250) + 2.0 * 500)
+    assert seconds <= 140 < seconds + 0.11 * 0.02 * (0.32 * 8000 + 0.8 * 250)
+    assert demo_texts.epochs_within(140, 5.0, images, "caption") == demo_texts.LEAST_EPOCHS
