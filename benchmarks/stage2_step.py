@@ -57,6 +57,7 @@ class Sides:
             image_token_index=IMAGE,
         )
         self.theirs = Blip2ForConditionalGeneration(settings).to(device)
+        torch.nn.init.normal_(self.theirs.query_tokens, std=0.02)  # zeros have no direction
         self.theirs.vision_model.to(dtype).requires_grad_(False).eval()
         self.theirs.language_model.to(dtype).requires_grad_(False).eval()
         width = settings.vision_config.hidden_size
