@@ -182,7 +182,7 @@ def evaluate_task(
         return evaluate(workspace, options, run, on, say)
     from .text_scores import evaluate_texts
 
-    return evaluate_texts(workspace, options, run, on, progress)
+    return evaluate_texts(workspace, options, run, on, progress, say)
 
 
 def _mix_of(features: Features, run: Run | None, encoders: Sequence[QueryEncoder], anew: bool, say: Say) -> Mix | None:

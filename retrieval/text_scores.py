@@ -1,7 +1,7 @@
 """Captions and answers of a run on a split, scored: beside the same run with other pictures, and beside the most frequent answer."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..pipeline.results import OnStatus, Result, Status, no_status
 from ..pipeline.schema import Question
 from ..pipeline.workspace import Workspace
 from ..trainer.config import GenerateOptions
-from ..trainer.metrics.captions import caption_scores
+from ..trainer.metrics.captions import caption_scores, java_scores
 from ..trainer.metrics.vqa import accuracies
 from .config import EvalOptions
 from .dialog import ANSWER_LENGTH
@@ -49,9 +49,15 @@ class TextsEvaluated(Result):
 
 
 def evaluate_texts(
-    workspace: Workspace, options: EvalOptions, run: str | None, on: ComputeOptions, progress: OnStatus = no_status
+    workspace: Workspace,
+    options: EvalOptions,
+    run: str | None,
+    on: ComputeOptions,
+    progress: OnStatus = no_status,
+    say: Callable[[str], None] = lambda text: None,
 ) -> TextsEvaluated:
-    """BLEU, ROUGE-L and CIDEr of captions, or VQAv2's accuracy of answers in percent, of a run on a split.
+    """BLEU, ROUGE-L and CIDEr of captions, and METEOR where Java and pycocoevalcap are; or VQAv2's accuracy of answers in percent; of
+    a run on a split. `say` gets a line about what is left out.
 
     QfError if the split has nothing to score with, or if there is no such run."""
     features = Features(workspace.features)
@@ -71,7 +77,11 @@ def evaluate_texts(
         references = [features.captions[row] for row in rows.tolist()]
         texts = _texts(speaker, opened, features, rows, [[""]] * len(rows), progress, captions)
         blind = _texts(speaker, opened, features, other, [[""]] * len(rows), progress, captions)
-        found = {RUN: caption_scores(texts, references), SHUFFLED: caption_scores(blind, references)}
+        found = {name: caption_scores(made, references) for name, made in ((RUN, texts), (SHUFFLED, blind))}
+        try:
+            found[RUN] |= java_scores(texts, references)
+        except RuntimeError as error:
+            say(f"left out: {error}")
     else:
         asked = [features.questions[row] for row in rows.tolist()]
         every = [question for questions in asked for question in questions]

@@ -377,3 +377,14 @@ def test_an_interrupt_is_130(trained):
     assert out.returncode == 130
     assert "Traceback" not in out.stderr
     assert "run the same command to go on" in out.stderr
+
+
+def test_the_time_left_starts_again_with_other_work(monkeypatch, capsys):
+    now = iter(range(0, 1000, 20))
+    monkeypatch.setattr("time.monotonic", lambda: next(now) / 2)
+    with cli.Display(False) as display:
+        for step in (10, 20, 1, 2):
+            display.training({"step": step, "pairs_per_second": 1.0}, 20)
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("train 2/20")
+    assert "left" in last and "-" not in last

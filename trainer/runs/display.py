@@ -60,6 +60,8 @@ class Display:
     def _line(self, what: str, done: int, total: int, note: str) -> None:
         """Print a plain line, ten seconds after the last one at the earliest."""
         pace = self.paces.setdefault(what, Pace())
+        if pace.reports and pace.reports[-1][1] > done:  # other work of that kind
+            pace.reports.clear()
         pace.reports.append((time.monotonic(), done))
         if not self.quiet and (time.monotonic() - self.printed > 10 or done == total):
             self.printed = time.monotonic()
