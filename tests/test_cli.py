@@ -11,6 +11,7 @@ import sys
 import pytest
 from qf import cli
 from qf.pipeline.errors import QfError
+from qf.trainer.runs.panel import Pace
 
 from conftest import draw, make_pictures  # isort: skip
 
@@ -351,7 +352,7 @@ def test_training_is_told_in_plain_lines_elsewhere(capsys):
 
 def test_the_time_left_follows_the_pace(monkeypatch):
     now = iter([0.0, 10.0, 30.0])
-    pace = cli.Pace()
+    pace = Pace()
     for done in (0, 10, 20):
         pace.reports.append((next(now), done))
     assert pace.left(100) == pytest.approx(80 * 30 / 20)
@@ -387,4 +388,5 @@ def test_the_time_left_starts_again_with_other_work(monkeypatch, capsys):
             display.training({"step": step, "pairs_per_second": 1.0}, 20)
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("train 2/20")
-    assert "left" in last and "-" not in last
+    assert "left" in last
+    assert "-" not in last

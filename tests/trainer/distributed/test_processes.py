@@ -62,6 +62,17 @@ def test_two_processes_train_the_weights_of_one(features, tmp_path):
             assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-2)
 
 
+def test_two_processes_train_the_soft_prompt_of_one(features, tmp_path):
+    (tmp_path / "features").symlink_to(features.folder)
+    more = ["--stage", "2", "--llm", "builtin", "--llm-precision", "float32", "--init", "none"]
+    runs = {name: run_train(tmp_path, "--name", name, *more, "--nproc", name) for name in ("1", "2")}
+    for process in runs.values():
+        finished(process)
+    one, two = (load_file(tmp_path / "runs" / name / "model.safetensors") for name in runs)
+    for name, weight in one.items():
+        assert (weight - two[name]).norm() <= 1e-3 * weight.norm() + 1e-4, name
+
+
 def children_of(process):
     """The processes that a launcher started, in the order of their ranks."""
     listed = subprocess.run(
