@@ -16,6 +16,7 @@ from torch import Tensor
 from ...pipeline.device import DTYPES, resolve_precision
 from ...pipeline.encoders.identity import encoder_folder, read_config, weights_sha256
 from ...pipeline.errors import EncoderError, TrainingError
+from ...pipeline.failures import out_of_memory
 from ..decoding import Decoder
 from .smollm2 import smollm2_folder
 
@@ -280,9 +281,9 @@ def load_language_model(name: str, precision: str, device: torch.device) -> Lang
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # transformers raises errors of many kinds
+        if out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TrainingError(f"--llm {name} cannot be loaded as a language model: {reason[0][:200]}") from error
     finally:
