@@ -64,7 +64,7 @@ class LanguageModel:
         self.width: int = self.embeddings.weight.shape[1]
         self.scale = self.embeddings.weight.float().square().mean().sqrt().item()
         self.ends = frozenset(_end_ids(model, tokenizer))
-        self.window: int | None = None if self.encoder_decoder else getattr(config, "max_position_embeddings", None)
+        self.window: int | None = getattr(config, "max_position_embeddings", None)  # T5 has none
         # a part of a sequence, as `logits_to_keep` cuts it, is not contiguous: the CPU would copy the whole head for each text
         model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -112,8 +112,9 @@ class LanguageModel:
         return TextBatch(ids, mask, labels, min(len(prompt) for prompt, _ in examples), count)
 
     def fits(self, queries: int, prompt: Sequence[int], target: int) -> bool:
-        """Whether picture, prompt and `target` further tokens fit into the model's window."""
-        return self.window is None or queries + len(prompt) + target <= self.window
+        """Whether picture, prompt and `target` further tokens fit into the model's window. An encoder-decoder has one for each side."""
+        read = queries + len(prompt)
+        return self.window is None or (max(read, target) if self.encoder_decoder else read + target) <= self.window
 
     def check_window(self, queries: int, prompt: Sequence[int], target: int, what: str = "the prompt") -> None:
         """TrainingError if they do not fit, as of `fits`."""
