@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def test_every_scorer_agrees_with_a_plain_count(trained, run):
     features = Features(trained / "features")
-    result = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=3)
+    result = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=[3])
     rows = features.rows("val")
     texts = [(n, c) for n, row in enumerate(rows) for c in features.captions[row]]
     assert (result.images, result.texts) == (len(rows), len(texts))
@@ -54,22 +54,23 @@ def test_a_split_without_images_is_named(trained, run):
     with pytest.raises(
         QfError, match=r"no images with captions in the split test \(images: 12 train, 12 val\); choose another --split"
     ):
-        evaluate_retrieval(Features(trained / "features"), "test", [run], rerank_at=3)
+        evaluate_retrieval(Features(trained / "features"), "test", [run], rerank_at=[3])
 
 
 def test_the_encoders_own_row_comes_first_and_is_never_reranked(trained, run):
     features = Features(trained / "features")
-    alone = evaluate_retrieval(features, "val", query_encoders(features, None, CPU), rerank_at=3)
-    assert list(alone.to_json()) == ["split", "images", "texts", "clip"]
-    both = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=3)
-    assert list(both.to_json()) == ["split", "images", "texts", "clip", "itc", "itc+itm@3", "rerank_seconds"]
+    alone = evaluate_retrieval(features, "val", query_encoders(features, None, CPU), rerank_at=[3])
+    parts = ["intervals", "gains", "milliseconds"]
+    assert list(alone.to_json()) == ["split", "images", "texts", "clip", *parts]
+    both = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=[3])
+    assert list(both.to_json()) == ["split", "images", "texts", "clip", "itc", "itc+itm@3", *parts, "rerank_seconds"]
 
 
 def test_a_matching_head_that_was_never_trained_gets_no_row(trained):
     run = Run(trained / "runs" / "stage1", CPU, "float32")
     torch.nn.init.zeros_(run.embedder.model.itm_head.bias)  # as before the first step that trains the head
     features = Features(trained / "features")
-    result = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=3)
+    result = evaluate_retrieval(features, "val", query_encoders(features, run, CPU), rerank_at=[3])
     assert list(result.rows) == ["clip", "itc"]
 
 
@@ -77,9 +78,9 @@ def test_the_mix_has_a_row_and_one_for_each_way_to_rank(trained, run):
     features = Features(trained / "features")
     encoders = query_encoders(features, run, CPU)
     mix = Mix(Scorer(Weights(1.0, 0.0, 0.0), Weights(0.0, 1.0, 1.0)), {})
-    result = evaluate_retrieval(features, "val", encoders, 3, mix)
+    result = evaluate_retrieval(features, "val", encoders, [3], mix)
     assert list(result.rows) == ["clip", "itc", "itc+itm@3", "mix", "mix+itm@3"]
     rows = {name: list(row.values()) for name, row in result.rows.items()}
     assert rows["mix"] == rows["clip"][:3] + rows["itc"][3:]
     assert rows["mix+itm@3"] == rows["clip"][:3] + rows["itc+itm@3"][3:]
-    assert list(evaluate_retrieval(features, "val", encoders, 0, mix).rows) == ["clip", "itc", "mix"]
+    assert list(evaluate_retrieval(features, "val", encoders, [], mix).rows) == ["clip", "itc", "mix"]
