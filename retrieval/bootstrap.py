@@ -7,7 +7,7 @@ import numpy as np
 
 REPLICATES, SEED = 2000, 0
 CONFIDENCE = 0.95
-DRAWN = 2**22  # images drawn at once, over replicates
+DRAWN = 2**21  # images drawn at once, over replicates
 Interval = tuple[float, float]
 
 

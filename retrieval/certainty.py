@@ -24,7 +24,7 @@ class Certainty:
         low, high = self.interval
         gain = ""
         if self.gain is not None and self.gain_interval is not None:
-            gain = "{:+.1f} ({:+.1f} to {:+.1f})".format(self.gain, *self.gain_interval)
+            gain = "{:+.1f} ({:+.1f}, {:+.1f})".format(self.gain, *self.gain_interval)
         return f"{low:.1f}-{high:.1f}", gain
 
 

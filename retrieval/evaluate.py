@@ -63,8 +63,9 @@ class Evaluated(Result):
                 at_1, at_5, at_10 = (f"{row[f'{way}_R@{k}']:.1f}" for k in (1, 5, 10))
                 one = self.certainty[name][way]
                 spread, gain = one.cells()
+                time = f"{one.milliseconds:.{2 if one.milliseconds < 10 else 0}f}"
                 label = "  encoder" if name == "clip" else f"  {name.upper()}"
-                table.add_row(label, at_1, spread, at_5, at_10, gain, f"{one.milliseconds:.3g}")
+                table.add_row(label, at_1, spread, at_5, at_10, gain, time)
             table.add_section()
         text = io.StringIO()
         Console(file=text, width=None if sys.stdout.isatty() else WIDTH).print(table)

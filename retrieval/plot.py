@@ -11,8 +11,8 @@ from ..pipeline.files import atomic_file
 from .certainty import Certainty
 from .mix_file import WAYS, Row
 
-COLOURS = {"clip": "tab:gray", "itc": "tab:blue", "mix": "tab:green"}
-LABELS = {"clip": "encoder", "itc": "ITC", "mix": "mix"}
+LOOKS = {"clip": ("encoder", "tab:gray", "s"), "itc": ("ITC", "tab:blue", "o"), "mix": ("mix", "tab:green", "o")}
+MARKER = {"s": 9, "o": 5}  # points across: the encoder's marker is seen around another
 
 
 def draw_tradeoff(rows: Mapping[str, Row], certainty: Mapping[str, Mapping[str, Certainty]], path: Path) -> None:
@@ -21,7 +21,7 @@ def draw_tradeoff(rows: Mapping[str, Row], certainty: Mapping[str, Mapping[str, 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, way in zip(figure.subplots(1, 2), WAYS, strict=True):
-        for scorer, colour in COLOURS.items():
+        for scorer, (label, colour, marker) in LOOKS.items():
             names = [name for name in rows if name.partition("+")[0] == scorer]
             if not names:
                 continue
@@ -30,14 +30,18 @@ def draw_tradeoff(rows: Mapping[str, Row], certainty: Mapping[str, Mapping[str, 
             bounds = [certainty[name][way].interval for name in names]
             below = [max(0.0, value - low) for value, (low, _) in zip(at_1, bounds, strict=True)]
             above = [max(0.0, high - value) for value, (_, high) in zip(at_1, bounds, strict=True)]
-            axes.errorbar(times, at_1, (below, above), color=colour, marker="o", capsize=3, label=LABELS[scorer])
+            style = {"marker": marker, "markersize": MARKER[marker], "fillstyle": "none" if marker == "s" else "full"}
+            axes.errorbar(times, at_1, (below, above), color=colour, capsize=3, label=label, **style)
+            points: dict[tuple[float, float], list[str]] = {}  # those that stand in one place have one text
             for name, time, value in zip(names, times, at_1, strict=True):
-                if k := name.partition("@")[2]:
-                    axes.annotate(k, (time, value), (5, 5), textcoords="offset points", fontsize=8, color=colour)
+                points.setdefault((time, value), []).extend(filter(None, [name.partition("@")[2]]))
+            for point, ks in points.items():
+                axes.annotate(", ".join(ks), point, (5, 5), textcoords="offset points", fontsize=8, color=colour)
         axes.set(title=way.replace("_", " "), xlabel="time to rank a query, ms", ylabel="R@1, %", xscale="log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.1)
         axes.grid(alpha=0.3)
         axes.legend(title="number at a point: candidates re-ranked", fontsize=8, title_fontsize=8)
     with atomic_file(path) as file:

@@ -5,7 +5,7 @@ images, or images rank texts. Ties go to the candidate that stands first. Result
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..trainer.objectives import similarities
 from .mix import candidates, mixed
 from .mix_file import TEXT_TO_IMAGE, Scorer
 
-BLOCK = 2**22  # scores, and dot products, in memory at once
+BLOCK = 2**21  # scores, and dot products, in memory at once
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ class Ranked:
     scores: Tensor  # (n, K) theirs
     seconds: float  # for all queries, without embedding them
 
+    @classmethod
+    def empty(cls, queries: int, k: int) -> "Ranked":
+        """Room for the rankings of so many queries."""
+        whole = torch.empty(queries, dtype=torch.long), torch.empty(queries, k, dtype=torch.long)
+        return cls(*whole, torch.empty(queries, k), 0.0)
+
     @property
     def milliseconds(self) -> float:
         """The mean time of a query."""
@@ -77,29 +83,30 @@ def rank(
     scorer that has a weight for it."""
     images, texts = next((len(one.images), len(one.texts)) for one in embedded.values())
     queries, wide = (texts, images) if way == TEXT_TO_IMAGE else (images, texts)
-    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in scorers}
+    # Made before the loop: small tensors that are made between large ones keep the memory that these leave from being used again.
+    found = {name: Ranked.empty(queries, min(k, wide)) for name in scorers}
+    places, candidate = torch.arange(queries), torch.arange(wide)
     seconds = dict.fromkeys(scorers, 0.0)
     step = max(1, block // max(1, wide))
     for start in range(0, queries, step):
-        some = torch.arange(start, min(start + step, queries))
+        some = slice(start, start + step)
         first, taken = {}, {}
         for space, one in embedded.items():
             began = time.perf_counter()
-            first[space] = one.scores(way, slice(start, start + step), block)
+            first[space] = one.scores(way, some, block)
             taken[space] = time.perf_counter() - began
-        relevant = belong(some[:, None], torch.arange(wide)[None], way, owners)
+        relevant = belong(places[some, None], candidate[None], way, owners)
         for name, scorer in scorers.items():
             weights = getattr(scorer, way)
             began = time.perf_counter()
             scores = mixed(first, weights)
             chosen = candidates(scores, k)
             chosen, best = best_first(chosen, scores.gather(1, chosen))
-            seconds[name] += (
-                time.perf_counter() - began + sum(taken[space] for space in taken if getattr(weights, space))
-            )
-            found[name].append((ranks(scores, relevant), chosen, best))
-    whole = {name: [torch.cat(parts) for parts in zip(*found[name], strict=True)] for name in scorers}
-    return {name: Ranked(places, chosen, best, seconds[name]) for name, (places, chosen, best) in whole.items()}
+            seconds[name] += time.perf_counter() - began
+            seconds[name] += sum(taken[space] for space in taken if getattr(weights, space))
+            whole = found[name]
+            whole.ranks[some], whole.chosen[some], whole.scores[some] = ranks(scores, relevant), chosen, best
+    return {name: replace(found[name], seconds=seconds[name]) for name in scorers}
 
 
 def rerank(first: Ranked, way: str, owners: Tensor, matching: Tensor, seconds: float) -> Ranked:
