@@ -1,10 +1,12 @@
 """How much memory and time does an evaluation take? Ranks a made-up split in blocks, or by whole matrices of scores.
 
-    python benchmarks/evaluation.py --images 100000 --captions 5
-    python benchmarks/evaluation.py --images 4000 --captions 5 --whole
+    python benchmarks/evaluation.py --images 4000
+    python benchmarks/evaluation.py --images 4000 --whole
+    python benchmarks/evaluation.py --images 100000 --asked 500
 
-`--whole` holds the matrix (N, M) of each scorer, as evaluation did before it ranked in blocks. Prints one JSON object: R@1 of each
-scorer both ways, seconds, the bytes of the embeddings, and by how much the peak of the process's memory grew beyond them."""
+`--asked` ranks so many queries of each direction, among all candidates. `--whole` holds the matrix (N, M) of each scorer, as
+evaluation did before it ranked in blocks. Prints one JSON object: R@1 of each scorer both ways, seconds, the bytes of the
+embeddings, and by how much the peak of the process's memory grew beyond them."""
 
 import argparse
 import json
@@ -16,7 +18,7 @@ import torch
 from qf.retrieval.certainty import certainties
 from qf.retrieval.measure import Both, rows_of
 from qf.retrieval.mix import mixed
-from qf.retrieval.mix_file import ENCODER, RUN_ALONE, TEXT_TO_IMAGE, WAYS, Row, Scorer, Weights
+from qf.retrieval.mix_file import ENCODER, IMAGE_TO_TEXT, RUN_ALONE, TEXT_TO_IMAGE, WAYS, Row, Scorer, Weights
 from qf.retrieval.ranking import Embedded, rank
 from qf.trainer.metrics.retrieval import retrieval
 from torch.nn.functional import normalize
@@ -48,23 +50,27 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=5, help="of an image")
     parser.add_argument("--queries", type=int, default=8, help="query embeddings of an image in the run's space")
     parser.add_argument("--width", type=int, default=64, help="of an embedding")
-    parser.add_argument("--encoder-only", action="store_true", help="rank by the encoder's space alone")
+    parser.add_argument("--asked", type=int, help="queries of each direction; all unless given")
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    embedded = {"clip": split(options.images, options.captions, 1, options.width)}
-    scorers = {"clip": ENCODER}
-    if not options.encoder_only:
-        embedded["itc"] = split(options.images, options.captions, options.queries, options.width)
-        scorers |= {"itc": RUN_ALONE, "mix": MIX}
+    spaces = {"clip": 1, "itc": options.queries}
+    embedded = {name: split(options.images, options.captions, count, options.width) for name, count in spaces.items()}
+    scorers = {"clip": ENCODER, "itc": RUN_ALONE, "mix": MIX}
     owners = torch.arange(options.images).repeat_interleave(options.captions)
 
     def in_blocks() -> dict[str, Row]:
-        ways = {way: rank(embedded, scorers, way, owners, K) for way in WAYS}
+        asked = slice(options.asked)
+        some = {
+            TEXT_TO_IMAGE: {name: Embedded(one.images, one.texts[asked]) for name, one in embedded.items()},
+            IMAGE_TO_TEXT: {name: Embedded(one.images[asked], one.texts) for name, one in embedded.items()},
+        }
+        ways = {way: rank(some[way], scorers, way, owners, K) for way in WAYS}
         rankings: dict[str, Both] = {name: {way: ways[way][name] for way in WAYS} for name in scorers}
-        certainties(rankings, owners.numpy())
+        if options.asked is None:
+            certainties(rankings, owners.numpy())
         return rows_of(rankings)
 
     def whole() -> dict[str, Row]:
@@ -86,7 +92,10 @@ def main() -> None:
     print(
         json.dumps(
             {
-                **{name: getattr(options, name) for name in ("images", "captions", "queries", "width", "whole")},
+                **{
+                    name: getattr(options, name)
+                    for name in ("images", "captions", "queries", "width", "asked", "whole")
+                },
                 "R@1": {name: [row[f"{way}_R@1"] for way in WAYS] for name, row in rows.items()},
                 "seconds": round(seconds, 1),
                 "bytes_of_embeddings": held,

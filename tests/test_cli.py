@@ -208,7 +208,12 @@ def test_a_trained_workspace(qf, workspace):
         assert list(result[scorer]) == [
             f"{way}_R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)
         ]
-    assert "ITC+ITM@4" in qf("eval", "--split", "val", "-w", workspace, "--rerank", 4)[1]
+    drawings = ("--plot", "plot.png", "--failures", "failures.png")
+    out = qf("eval", "--split", "val", "-w", workspace, "--rerank", 4, "--rerank", 2, *drawings)[1]
+    assert out.index("ITC+ITM@2") < out.index("ITC+ITM@4")
+    assert Path("plot.png").is_file()
+    assert Path("failures.png").is_file()
+    assert qf("eval", "-w", workspace, "--plot", "plot.jpg")[0] == 2
     code, out, _ = qf("index", "-w", workspace, "--json")
     assert {"images", "vectors", "texts", "type", "bytes", "seconds", "index"} <= set(json.loads(out))
     code, out, _ = qf("info", workspace)

