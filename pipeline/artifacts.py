@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypedDict
 from msgspec import Meta, ValidationError, convert
 
 from .errors import ArtifactError
-from .files import atomic_file, json_bytes
+from .files import atomic_file, json_bytes, sha256_file
 from .formatting import size
 
 log = logging.getLogger(__name__)
@@ -210,6 +210,19 @@ def remember(folder: Path, entries: Iterable[dict[str, Any]]) -> None:
     if marks != known:
         with suppress(OSError):
             write_sealed(folder / CHECKED, marks)
+
+
+def remembered_sha256(folder: Path, path: Path) -> str:
+    """The SHA-256 of a file outside of an artifact, such as an encoder's weights. The artifact in `folder` remembers it, as
+    `remember` does for its own files."""
+    name = str(path.absolute())
+    known = _known(folder).get(name)
+    if known and known == _mark(folder, {"file": name, "sha256": known[0]}):
+        return str(known[0])
+    digest = sha256_file(path)
+    if name.isprintable():  # a name that is no text would make the note unreadable
+        remember(folder, [{"file": name, "sha256": digest}])
+    return digest
 
 
 def _known(folder: Path) -> dict[str, Any]:

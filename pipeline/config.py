@@ -8,6 +8,7 @@ from .options import Panel, hidden, option
 WHAT, SPLITS = Panel(1, "What is read"), Panel(2, "Splits")
 STORAGE, SPEED = Panel(3, "What is stored"), Panel(4, "Speed and limits")
 WORKSPACE = Path("qf-out")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class DeviceOptions:
 class ComputeOptions(DeviceOptions):
     """Which device computes, and in which precision."""
 
-    precision: str = option("auto", "auto, float32, bfloat16 or float16.")
+    precision: str = option("auto", f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
 
 
 @dataclass(frozen=True)

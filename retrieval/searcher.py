@@ -1,4 +1,6 @@
-"""Search: a text or a picture in, ranked hits out."""
+"""Search: a text or a picture in, ranked hits out.
+
+A text opens the index and the text towers that score, in NumPy. Pictures and re-ranking open the features, and import PyTorch."""
 
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -9,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..pipeline.artifacts import has_manifest
-from ..pipeline.config import ComputeOptions
-from ..pipeline.device import resolve_device
-from ..pipeline.encoders.picture import Picture, encode_picture
+from ..pipeline.config import PRECISIONS, ComputeOptions
 from ..pipeline.errors import ArtifactError, EncoderError, QfError
-from ..pipeline.features.reader import Features
+from ..pipeline.features.manifest import FeaturesFolder
 from ..pipeline.formatting import PART, plain
 from ..pipeline.results import Result
 from ..pipeline.workspace import Workspace
@@ -39,6 +39,9 @@ from .search import Part, Ranking, best_distinct, nearest_images, reorder
 
 if TYPE_CHECKING:
     import torch
+
+    from ..pipeline.encoders.picture import Picture
+    from ..pipeline.features.reader import Features
 
 log = logging.getLogger(__name__)
 LACKING = {  # what a search without these embeddings says
@@ -74,14 +77,39 @@ class Hit(Result):
 class Searcher:
     """An index, the features that it was built from, and the encoders of its queries."""
 
-    def __init__(self, index: Index, features: Features, device: "torch.device", run: Run | None = None) -> None:
-        self.index, self.features, self.device, self.run = index, features, device, run
+    def __init__(
+        self,
+        index: Index,
+        features: "Features | FeaturesFolder",
+        device: "torch.device | str",
+        run: Run | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """`device` is one or the name of one; `folder` is that of the index, if it is on disk."""
+        self.index, self.described, self._device, self.run = index, features, device, run
         self.encoders: dict[str, QueryEncoder] = {}  # by scorer, one for each space of the index
         if "clip" in index.spaces:
-            self.encoders["clip"] = JointSpace(features.encoder, device)
+            text = (index.encoder_text, folder) if index.encoder_text and folder else None
+            self.encoders["clip"] = JointSpace(features.encoder, device, text)
         if run is not None:
             self.encoders["itc"] = run
         self._warned: set[str] = set()
+
+    @cached_property
+    def features(self) -> "Features":
+        """The features that the index was built from. ArtifactError if they are damaged."""
+        if not isinstance(self.described, FeaturesFolder):
+            return self.described
+        from ..pipeline.features.reader import Features
+
+        return Features(self.described.folder)
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """QfError if this machine lacks it."""
+        from ..pipeline.device import resolve_device
+
+        return resolve_device(str(self._device))
 
     def _warn(self, text: str) -> None:
         """Log a warning, the first time."""
@@ -126,7 +154,7 @@ class Searcher:
         """The k best of a ranking for a text, once matching counts with that weight."""
         assert self.run is not None
         space = self.index.spaces["itc"]
-        itc = Part(space.images, self.run.texts([query]), space.per_image).scores(ranking.items)
+        itc = Part(space.images, self.run.embed(query), space.per_image).scores(ranking.items)
         pairs = np.stack([np.arange(len(ranking.items)), np.zeros(len(ranking.items), np.int64)], 1)
         itm = self.run.matching(self.features, ranking.items, [query], pairs)
         reranked, order = reorder(ranking, itm, weight)
@@ -147,16 +175,16 @@ class Searcher:
         """The k captions that fit the picture in `file` best, each as a hit of its image with that caption alone.
 
         QfError if there are no captions."""
-        if not self.index.captions:
-            raise QfError(f"{self.features.folder} holds no captions to find; leave out --find text to find pictures")
+        if not self.index.rows.captions:
+            raise QfError(f"{self.described.folder} holds no captions to find; leave out --find text to find pictures")
         weights, picture = self._scorer(scorer).image_to_text, self._seen(file)
         parts = [
             Part(self._texts[name], self.encoders[name].picture(picture), 1, getattr(weights, name))
             for name in _used(weights)
         ]
         ranking = best_distinct(parts, k)
-        hits = self._hits(Ranking(self.index.text_rows[ranking.items], ranking.scores), k)
-        texts = [self.index.captions[item] for item in ranking.items]
+        hits = self._hits(Ranking(self.index.rows.owners(ranking.items), ranking.scores), k)
+        texts = self.index.rows.texts(ranking.items)
         return [replace(hit, captions=[text]) for hit, text in zip(hits, texts, strict=True)]
 
     # ---- who scores ----
@@ -199,7 +227,7 @@ class Searcher:
             return None, ""
         own = "clip" in self.index.spaces
         try:
-            mix = read_mix(self.run.folder, self.run.manifest["sha256"], self.features.identity, own)
+            mix = read_mix(self.run.folder, self.run.manifest["sha256"], self.described.identity, own)
         except ArtifactError as error:
             return None, str(error)
         if mix or not own:
@@ -218,9 +246,11 @@ class Searcher:
 
     # ---- queries and hits ----
 
-    def _seen(self, file: Path) -> Picture:
+    def _seen(self, file: Path) -> "Picture":
         """The picture in `file` through the encoder. QfError if it cannot be read, EncoderError if the encoder has changed."""
-        return encode_picture(file, self.features.encoder, self.device)
+        from ..pipeline.encoders.picture import encode_picture
+
+        return encode_picture(file, self.described.encoder, self.device)
 
     @cached_property
     def _texts(self) -> dict[str, Any]:
@@ -266,27 +296,42 @@ def open_searcher(workspace: Workspace, on: ComputeOptions) -> Searcher:
         return searcher
     if workspace.index.is_dir() or workspace.latest_run() is not None:
         raise QfError(f"{workspace.folder} has a trained run but no finished index; build it with `qf index`")
+    from ..pipeline.features.reader import Features
+
     searcher = untrained_searcher(features := Features(workspace.features), on)
-    cure = " (train one with `qf train`)" if features.manifest["captions"] else ""
-    log.warning("no trained model yet: searching by the encoder's own embeddings%s", cure)
+    cure = "`qf index` makes it faster"
+    if features.manifest["captions"]:
+        cure = f"{cure}, `qf train` better"
+    log.warning("no trained model yet: searching by the encoder's own embeddings (%s)", cure)
     return searcher
 
 
-def untrained_searcher(features: Features, on: ComputeOptions) -> Searcher:
+def untrained_searcher(features: "Features", on: ComputeOptions) -> Searcher:
     """Search in the encoder's own joint space, without any index on disk. EncoderError if it has none."""
-    device = resolve_device(on.device)
+    device = _device(on)
     images = np.concatenate(list(JointSpace(features.encoder, device).images(features)))
     return Searcher(make_index(features, {"clip": Space.of(images, None)}, {}), features, device)
 
 
 def _open_indexed(folder: Path, on: ComputeOptions) -> Searcher:
-    index, device = open_index(folder), resolve_device(on.device)
+    index, device = open_index(folder), _device(on)
     run, sha256 = None, None
     if index.manifest["run"] is not None:
         run = Run(origin_folder(folder, index.manifest, "run"), device, on.precision)
         sha256 = run.manifest["sha256"]
-    features = Features(origin_folder(folder, index.manifest, "features"))
+    features = FeaturesFolder(origin_folder(folder, index.manifest, "features"))
     if run is not None:
         check_features(run, features)
     check_origin(folder, index.manifest, sha256, features)
-    return Searcher(index, features, device, run)
+    return Searcher(index, features, device, run, folder)
+
+
+def _device(on: ComputeOptions) -> "torch.device | str":
+    """A device, or the name of one that is always there. QfError if this machine lacks it, or if there is no such precision."""
+    if on.device in ("auto", "cpu") and on.precision in PRECISIONS:
+        return on.device
+    from ..pipeline.device import resolve_device, resolve_precision
+
+    device = resolve_device(on.device)
+    resolve_precision(on.precision, device)
+    return device

@@ -38,7 +38,7 @@ def test_extract_train_search(tmp_path):
         assert name in found
     run = "config.json loss.png manifest.json metrics.jsonl model.safetensors tokenizer.json"
     assert {f"runs/stage1/{name}" for name in run.split()} <= set(found)
-    assert {"index/manifest.json", "index/rows.arrow", "index/texts.faiss"} <= set(found)
+    assert {"index/manifest.json", "index/rows.bin", "index/texts.faiss"} <= set(found)
     lines = qf(tmp_path, "search", "a red bar").splitlines()
     assert len(lines) == 10
     assert ".png" in lines[0]

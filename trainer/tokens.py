@@ -1,13 +1,15 @@
-"""Captions to input_ids and attention_mask: a pretrained WordPiece tokenizer, or one trained on the captions."""
+"""Captions to input_ids and attention_mask: a pretrained WordPiece tokenizer, or one trained on the captions.
+
+PyTorch is imported where tensors are made: a search needs the ids alone."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
@@ -18,6 +20,9 @@ from tokenizers.trainers import WordPieceTrainer
 
 from ..pipeline.errors import ArtifactError
 from ..pipeline.files import atomic_file
+
+if TYPE_CHECKING:
+    import torch
 
 SPECIAL = PAD, UNK, CLS, SEP, MASK, DEC = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
 MAX_LETTERS = 1000  # letters in a vocabulary that is trained
@@ -148,14 +153,16 @@ class Tokens:
         found = [text[start:end] for (start, end), unknown in zip(encoding.offsets, missing, strict=True) if unknown]
         return [word for word in found if any(map(str.isalnum, word))], all(missing)
 
-    def pad(self, ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def pad(self, ids: Sequence[Sequence[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
         """M lists of ids -> input_ids, attention_mask (M, L); L is the longest."""
+        import torch
+
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         attention_mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
         input_ids = np.full(attention_mask.shape, self.pad_token_id)
         input_ids[attention_mask] = np.fromiter(chain.from_iterable(ids), np.int64, lengths.sum())
         return torch.from_numpy(input_ids), torch.from_numpy(attention_mask.astype(np.int64))
 
-    def __call__(self, texts: Sequence[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, texts: Sequence[str], max_length: int) -> "tuple[torch.Tensor, torch.Tensor]":
         """M texts -> input_ids, attention_mask (M, L)."""
         return self.pad(self.ids(texts, max_length))

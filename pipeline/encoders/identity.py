@@ -1,24 +1,28 @@
-"""The identity of an encoder: its folder, its checksum, and whether it is still the one that made the features."""
+"""The identity of an encoder: its folder, its checksum, and whether it is still the one that made the features.
+
+Imports no PyTorch: a search asks these questions, too."""
 
 import hashlib
 import json
 import mmap
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import EncoderError
 from ..files import sha256_file
 from ..lfs import CURE, is_lfs_pointer
-from .preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from .preprocessing import Preprocessing
 
 BUILTIN = Path(__file__).resolve().parents[2] / "data" / "clip"
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
@@ -33,8 +37,8 @@ MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx_
 class FrozenEncoder(Protocol):
     """An encoder as extraction uses it."""
 
-    preprocessing: Preprocessing
-    device: torch.device
+    preprocessing: "Preprocessing"
+    device: "torch.device"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -42,15 +46,17 @@ class FrozenEncoder(Protocol):
         preprocessing."""
         ...
 
-    def encode(self, pixels: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def encode(self, pixels: "np.ndarray") -> "tuple[Tensor, Tensor | None]":
         """(B, 3, H, W) uint8 -> tokens (B, T, W) float32, and pooled (B, P) float32, L2-normalised, or None: on the device,
         without waiting for it. Several threads may encode at once."""
         ...
 
 
-def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
+def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES, cached: bool = False) -> Path:
     """The local folder of an encoder: `builtin`, a folder, or a Hugging Face id (downloaded or from the local cache), of
-    which `files` are wanted. EncoderError if there is none, or if Git LFS left a pointer in it."""
+    which `files` are wanted. With `cached` a copy in the cache is taken without asking the hub for a newer one.
+
+    EncoderError if there is none, or if Git LFS left a pointer in it."""
     if name == "builtin":
         return BUILTIN
     if Path(name).is_dir():
@@ -62,10 +68,17 @@ def encoder_folder(name: str, files: Sequence[str] = MODEL_FILES) -> Path:
             f"encoder {name}: no such folder; give builtin, a folder, or a Hugging Face id such as {DEFAULT_ENCODER}"
         )
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
+    def snapshot(local: bool) -> Path:
+        allowed, variants = list(files), ["*/*"]
+        return Path(snapshot_download(name, allow_patterns=allowed, ignore_patterns=variants, local_files_only=local))
+
+    if cached:
+        with suppress(LocalEntryNotFoundError):
+            return snapshot(True)
     try:
-        # no folders of variants
-        return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"]))
+        return snapshot(False)
     except Exception as error:  # the hub's client raises many types; each means that the model is not here
         raise EncoderError(
             f"encoder {name} cannot be fetched from Hugging Face ({type(error).__name__}); check the id and the "
@@ -136,20 +149,20 @@ def check_unchanged(recorded: dict[str, Any], now: dict[str, Any], fields: Seque
         )
 
 
-def check_weights(recorded: dict[str, Any], folder: Path) -> None:
-    """EncoderError if the weights in the encoder's `folder` are not those that made the features."""
-    check_unchanged(recorded, {"sha256": weights_sha256(folder)}, WEIGHTS)
+def check_weights(recorded: dict[str, Any], folder: Path, sha256: Callable[[Path], str] = sha256_file) -> None:
+    """EncoderError if the weights in the encoder's `folder` are not those that made the features. `sha256` hashes a file."""
+    check_unchanged(recorded, {"sha256": weights_sha256(folder, sha256)}, WEIGHTS)
 
 
-def weights_sha256(folder: Path) -> str:
-    """The SHA-256 of a model's weight file, or of the hashes of several files in order of name.
+def weights_sha256(folder: Path, sha256: Callable[[Path], str] = sha256_file) -> str:
+    """The SHA-256 of a model's weight file, or of the hashes of several files in order of name. `sha256` hashes a file.
 
     The external weights of an ONNX model count as weight files. EncoderError if there are none."""
     onnx = folder / "model.onnx"
     files = sorted([onnx, *_external_weights(onnx)]) if onnx.is_file() else safetensors_files(folder)
     if len(files) == 1:
-        return sha256_file(files[0])
-    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+        return sha256(files[0])
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
 def safetensors_files(folder: Path) -> list[Path]:
@@ -173,9 +186,11 @@ def safetensors_files(folder: Path) -> list[Path]:
 
 def check_whole(files: Sequence[Path]) -> None:
     """EncoderError if one of the .safetensors files is damaged or incomplete, as far as its header tells."""
+    from safetensors import SafetensorError, safe_open
+
     for file in files:
         try:
-            with safe_open(file, "pt"):
+            with safe_open(file, "np"):
                 pass
         except SafetensorError as error:
             raise EncoderError(
@@ -208,7 +223,9 @@ def describe(encoder: Any, layer: int, precision: str) -> dict[str, Any]:
     }
 
 
-def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+def normalisation(preprocessing: "Preprocessing", device: "torch.device") -> "tuple[Tensor, Tensor]":
     """Mean and standard deviation of the pixels, each (1, 3, 1, 1) float32, on the device."""
+    import torch
+
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return mean, std

@@ -65,7 +65,11 @@ class TextModel:
 
     def unknown(self, text: str) -> tuple[list[str], bool]:
         """The words of a text that are not in the vocabulary, and whether nothing of it is."""
-        return unknown_words(self.tokenizer, text)
+        return unknown_words(self._ids, self.tokenizer.unk_token_id, text)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> np.ndarray:

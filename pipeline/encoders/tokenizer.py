@@ -1,5 +1,6 @@
 """The tokenizer of a text model: texts to ids, checked against the vocabulary of the model."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ def load_tokenizer(name: str, folder: Path, vocab_size: int) -> Any:
     return tokenizer
 
 
-def unknown_words(tokenizer: Any, text: str) -> tuple[list[str], bool]:
-    """The words of a text that the tokenizer turns into its unknown token; and whether it knows nothing of the text."""
+def unknown_words(ids: Callable[[str], Sequence[int]], unk_token_id: int | None, text: str) -> tuple[list[str], bool]:
+    """The words of a text that a tokenizer turns into its unknown token; and whether it knows nothing of the text.
+
+    `ids` gives the ids of a text without special tokens."""
 
     def unknown(part: str) -> list[bool]:
-        ids = tokenizer(part, add_special_tokens=False)["input_ids"]
-        return [number == tokenizer.unk_token_id for number in ids]
+        return [number == unk_token_id for number in ids(part)]
 
     return [word for word in text.split() if any(unknown(word))], all(unknown(text))

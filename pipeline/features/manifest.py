@@ -1,10 +1,12 @@
 """The manifest of a features folder. Standard library and msgspec only."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
-from ..artifacts import PLAN, Count, FileEntry, Kind, Sha256, Size
+from ..artifacts import PLAN, Count, FileEntry, Kind, Sha256, Size, read_manifest, without
+from ..files import sha256_json
 
 REJECTS = "rejects.jsonl"
 TEXTS = "texts-"  # begins the names of the files with embeddings of captions
@@ -82,3 +84,28 @@ class FeaturesManifest(Planned):
 FEATURES = Kind(
     "features", "qf extract SOURCE", FeaturesManifest, ("shard-*.*", f"{TEXTS}*.safetensors", REJECTS, PLAN)
 )
+
+
+class FeaturesFolder:
+    """A finished features folder as far as its manifest describes it; `reader.Features` opens the shards as well."""
+
+    def __init__(self, folder: Path) -> None:
+        """ArtifactError if the folder is unfinished, or if its manifest is damaged."""
+        self.folder, self.manifest = folder, read_manifest(folder, FEATURES)
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """The identity of the encoder that made the features."""
+        encoder: dict[str, Any] = self.manifest["encoder"]
+        return encoder
+
+    @property
+    def identity(self) -> str:
+        """As that of `Features`."""
+        return identity_of(self.manifest)
+
+
+def identity_of(manifest: dict[str, Any]) -> str:
+    """A hash that differs for other features. The place of their encoder does not change it."""
+    encoder = without(manifest["encoder"], "id")
+    return sha256_json({"encoder": encoder, "codec": manifest["codec"], "shards": manifest["shards"]})

@@ -13,13 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ..artifacts import check_files, difference, read_manifest, remember, without
+from ..artifacts import check_files, difference, read_manifest, remember
 from ..errors import ArtifactError
-from ..files import sha256_json
 from ..schema import OPTIONAL_COLUMNS, RECORD_COLUMNS, VIEW, Conversation, Question
 from .arrow_shards import ArrowShard
 from .codecs import Encoded, TokenColumns, columns
-from .manifest import FEATURES
+from .manifest import FEATURES, identity_of
 from .tar_shards import TarShard
 
 
@@ -116,8 +115,7 @@ class Features:
     @property
     def identity(self) -> str:
         """A hash that differs for other features. The place of their encoder does not change it."""
-        encoder = without(self.encoder, "id")
-        return sha256_json({"encoder": encoder, "codec": self.manifest["codec"], "shards": self.manifest["shards"]})
+        return identity_of(self.manifest)
 
     @cached_property
     def keys(self) -> list[str]:

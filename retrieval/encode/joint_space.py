@@ -1,14 +1,17 @@
 """The frozen encoder's own joint space as a query encoder: its vision model for pictures, its text model for texts.
 
-It needs no training. One embedding an image, `pooled` in the features; no matching."""
+It needs no training. One embedding an image, `pooled` in the features; no matching. A query is embedded in NumPy, if an index
+describes the text model; pictures and many texts take PyTorch."""
 
 import logging
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...pipeline.artifacts import remembered_sha256
 from ...pipeline.errors import EncoderError, QfError
 from .query_encoder import warn_of_unknown_words
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from ...pipeline.encoders.picture import Picture
     from ...pipeline.encoders.text import TextModel
     from ...pipeline.features.reader import Features
+    from .encoder_text import DescribedText
 
 log = logging.getLogger(__name__)
 BATCH = 4096  # images at a time
@@ -30,12 +34,22 @@ class JointSpace:
     matches = False
     per_image = 1
 
-    def __init__(self, identity: dict[str, Any], device: "torch.device") -> None:
-        """EncoderError if the encoder has no joint space."""
+    def __init__(
+        self, identity: dict[str, Any], device: "torch.device | str", described: tuple[bytes, Path] | None = None
+    ) -> None:
+        """On a device or one of that name. `described` is the description of the text model and the folder of the index that
+        has it. EncoderError if the encoder has no joint space."""
         if identity["joint"] is None:
             raise EncoderError(f"encoder {identity['id']} has no joint space with text; train a model first: qf train")
-        self.identity, self.device = identity, device
+        self.identity, self._device, self._described = identity, device, described
         self.width: int = identity["joint"]
+
+    @cached_property
+    def device(self) -> "torch.device":
+        """QfError if this machine lacks it."""
+        from ...pipeline.device import resolve_device
+
+        return resolve_device(str(self._device))
 
     @cached_property
     def text_model(self) -> "TextModel":
@@ -44,13 +58,34 @@ class JointSpace:
 
         return TextModel(self.identity, self.device)
 
+    @cached_property
+    def query_model(self) -> "DescribedText | TextModel":
+        """The text model for queries: in NumPy if the index describes it, otherwise `text_model`. EncoderError as of that."""
+        from ...pipeline.encoders.identity import check_weights, encoder_folder, safetensors_files
+
+        if self._described is None:
+            return self.text_model
+        from .encoder_text import DescribedText
+
+        description, index = self._described
+        folder = encoder_folder(
+            self.identity["id"], cached=True
+        )  # its weights are checked, so it need not be the newest
+        check_weights(self.identity, folder, partial(remembered_sha256, index))
+        return DescribedText(description, safetensors_files(folder))
+
     def query(self, text: str) -> np.ndarray:
-        if self.text_model.truncates(text):
-            log.warning(
-                "the text is truncated: the encoder's text model reads its first %d tokens", self.text_model.limit
-            )
-        warn_of_unknown_words("encoder", *self.text_model.unknown(text))
-        return self.texts([text])
+        model = self.query_model
+        if model.truncates(text):
+            log.warning("the text is truncated: the encoder's text model reads its first %d tokens", model.limit)
+        warn_of_unknown_words("encoder", *model.unknown(text))
+        return model.encode([text])
+
+    def for_queries(self) -> bytes | None:
+        from ...pipeline.encoders.identity import encoder_folder, safetensors_files
+        from .encoder_text import describe
+
+        return describe(self.text_model, safetensors_files(encoder_folder(self.identity["id"])))
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         return self.text_model.encode(texts)

@@ -42,6 +42,9 @@ class QueryEncoder(Protocol):
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> (M, E). Long texts are truncated."""
 
+    def for_queries(self) -> bytes | None:
+        """A description that an index keeps, so that a query is embedded without transformers; None if none is needed or possible."""
+
     def captions(self, features: "Features") -> np.ndarray:
         """All captions of the features, image by image -> (M, E)."""
 

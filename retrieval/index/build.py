@@ -43,6 +43,8 @@ class Embeds(Protocol):
 
     def captions(self, features: "Features") -> np.ndarray: ...
 
+    def for_queries(self) -> bytes | None: ...
+
 
 @dataclass(frozen=True)
 class Indexed(Result):
@@ -68,7 +70,8 @@ def build_index(encoders: Sequence[Embeds], run: IndexedRun | None, features: "F
     started = time.perf_counter()
     spaces = {encoder.name: Space.of(_images(encoder, features), encoder.captions(features)) for encoder in encoders}
     built_from = None if run is None else (run.folder, run.manifest["sha256"])
-    manifest = save_index(make_index(features, spaces, origin(folder, built_from, features)), folder)
+    encoder_text = next((made for encoder in encoders if (made := encoder.for_queries())), None)
+    manifest = save_index(make_index(features, spaces, origin(folder, built_from, features), encoder_text), folder)
     counts = {name: manifest[name] for name in ("images", "vectors", "texts", "type", "bytes")}
     return Indexed(**counts, seconds=round(time.perf_counter() - started, 3), index=str(folder))
 

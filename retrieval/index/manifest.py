@@ -6,7 +6,8 @@ from msgspec import Meta
 
 from ...pipeline.artifacts import Count, FileEntry, Kind, Sha256, Size
 
-ROWS = "rows.arrow"
+ROWS, STARTS = "rows.bin", "rows.starts"  # see rows.py
+ENCODER_TEXT = "encoder_text.json"  # describes the encoder's text model for queries, where NumPy computes the same
 SPACES = {  # scorer -> the files of its vectors, of images and of texts
     "itc": ("images.faiss", "texts.faiss"),  # a run's space
     "clip": ("encoder_images.faiss", "encoder_texts.faiss"),  # the encoder's own joint space
@@ -41,4 +42,13 @@ class IndexManifest(TypedDict):
     features: BuiltFromFeatures
 
 
-INDEX = Kind("index", "qf index", IndexManifest, (ROWS, *(name for names in SPACES.values() for name in names)))
+INDEX = Kind(
+    "index",
+    "qf index",
+    IndexManifest,
+    (
+        "rows.*",
+        ENCODER_TEXT,
+        *(name for names in SPACES.values() for name in names),
+    ),  # rows.arrow is of earlier versions
+)

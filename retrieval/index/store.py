@@ -3,24 +3,24 @@
 An index knows the run and the features that it was built from."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
+from msgspec import MsgspecError
 
 from ...pipeline.artifacts import check_files, described, has_manifest, read_manifest, remember, write_manifest
 from ...pipeline.errors import ArtifactError, first_line
-from ...pipeline.files import atomic_file, locked, mapped
+from ...pipeline.files import atomic_file, locked
 from ...pipeline.replacement import clear, place_to_write, settle
-from ...pipeline.schema import INDEX_COLUMNS
-from .manifest import INDEX, ROWS, SPACES
+from .manifest import ENCODER_TEXT, INDEX, ROWS, SPACES, STARTS
+from .rows import Row, Rows, check_rows, open_rows, rows_of_table, save_rows
 from .space import Space
 from .vectors import import_faiss
 
 if TYPE_CHECKING:
+    from ...pipeline.features.manifest import FeaturesFolder
     from ...pipeline.features.reader import Features
 
 REBUILD = "rebuild it with `qf index`"
@@ -31,33 +31,30 @@ class Index:
     """N images and M texts in each space, with what their vectors stand for."""
 
     spaces: dict[str, Space]  # by scorer, see SPACES
-    rows: pa.Table  # INDEX_COLUMNS, row for row as in the features
-    text_rows: np.ndarray  # (M,) position in `rows` of each text's image
-    captions: Sequence[str]  # (M,)
+    rows: Rows  # row for row as in the features
     manifest: dict[str, Any]
+    encoder_text: bytes | None = None  # describes the encoder's text model for queries; see encode/encoder_text.py
 
     def __len__(self) -> int:
-        return int(self.rows.num_rows)
+        return len(self.rows)
 
     @property
     def first(self) -> Space:
         """The run's space, or the encoder's if there is no run."""
         return next(self.spaces[scorer] for scorer in SPACES if scorer in self.spaces)
 
-    def rows_of(self, items: np.ndarray) -> list[dict[str, Any]]:
-        """The rows of these items (n,), as dicts. `take` would join the chunks, and fail at 2 GiB of thumbnails."""
-        return [row for item in items.tolist() for row in self.rows.slice(item, 1).to_pylist()]
+    def rows_of(self, items: np.ndarray) -> list[Row]:
+        """The rows of these items (n,), as dicts."""
+        return [self.rows.read(item) for item in items.tolist()]
 
 
-def make_index(features: "Features", spaces: dict[str, Space], manifest: dict[str, Any]) -> Index:
+def make_index(
+    features: "Features", spaces: dict[str, Space], manifest: dict[str, Any], encoder_text: bytes | None = None
+) -> Index:
     """An index in memory of all images and captions of the features, in their order."""
-    return Index(spaces, features.table.select(INDEX_COLUMNS), *_texts(features.captions), manifest)
+    from ...pipeline.schema import INDEX_COLUMNS
 
-
-def _texts(captions: list[list[str]]) -> tuple[np.ndarray, list[str]]:
-    """Captions of each image -> (M,) the image of each, and all of them."""
-    owners = np.repeat(np.arange(len(captions)), [len(some) for some in captions])
-    return owners, [caption for some in captions for caption in some]
+    return Index(spaces, rows_of_table(features.table.select(INDEX_COLUMNS)), manifest, encoder_text)
 
 
 def save_index(index: Index, folder: Path) -> dict[str, Any]:
@@ -72,14 +69,17 @@ def save_index(index: Index, folder: Path) -> dict[str, Any]:
         for name, part in zip(names, parts, strict=True):
             with atomic_file(place / name) as file:
                 file.write(faiss.serialize_index(part).data)
-        with atomic_file(place / ROWS) as file, pa.ipc.new_file(file, index.rows.schema) as writer:
-            writer.write_table(index.rows)
-        files = [described(place / name) for name in (*names, ROWS)]
+        if index.encoder_text is not None:
+            with atomic_file(place / ENCODER_TEXT) as file:
+                file.write(index.encoder_text)
+            names.append(ENCODER_TEXT)
+        save_rows(index.rows, place)
+        files = [described(place / name) for name in (*names, ROWS, STARTS)]
         content = {
             "type": "flat",
             "images": len(index),
             "vectors": len(index) * index.first.per_image,
-            "texts": len(index.captions),
+            "texts": index.rows.captions,
             "spaces": {scorer: space.per_image for scorer, space in index.spaces.items()},
             "bytes": sum(file["bytes"] for file in files),
             "files": files,
@@ -105,21 +105,25 @@ def open_index(folder: Path) -> Index:
 
 
 def _open(folder: Path, manifest: dict[str, Any]) -> Index:
+    names = {entry["file"] for entry in manifest["files"]}
+    if not names >= {ROWS, STARTS}:
+        raise ArtifactError(f"index {folder} was written by an earlier version of qf; {REBUILD}")
     unknown = check_files(folder, manifest["files"], REBUILD)
     try:
         spaces = {
             scorer: Space.read((folder / name for name in SPACES[scorer]), per_image)
             for scorer, per_image in manifest["spaces"].items()
         }
-        rows = pa.ipc.open_file(mapped(folder / ROWS)).read_all().select(INDEX_COLUMNS)
+        rows = open_rows(folder)
         if unknown:
-            rows.validate(full=True)
-        index = Index(spaces, rows, *_texts(rows.column("captions").to_pylist()), manifest)
-    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            check_rows(folder)
+    except (ValueError, MsgspecError) as error:
         raise ArtifactError(f"index {folder} is damaged ({first_line(error)}); {REBUILD}") from error
+    encoder_text = (folder / ENCODER_TEXT).read_bytes() if ENCODER_TEXT in names else None
+    index = Index(spaces, rows, manifest, encoder_text)
     counts = (manifest["images"], manifest["images"] * index.first.per_image, manifest["texts"])
-    right = counts == (len(index), manifest["vectors"], len(index.captions))
-    right &= all(space.shape == (len(index) * space.per_image, len(index.captions), True) for space in spaces.values())
+    right = counts == (len(index), manifest["vectors"], rows.captions)
+    right &= all(space.shape == (len(index) * space.per_image, rows.captions, True) for space in spaces.values())
     if not right or ("itc" in spaces) != (manifest["run"] is not None):
         raise ArtifactError(f"index {folder} is not what its manifest says; {REBUILD}")
     if unknown:
@@ -146,7 +150,9 @@ def origin_folder(folder: Path, manifest: dict[str, Any], name: str) -> Path:
         raise ArtifactError(f"index {folder} names no folder of its {name}; {REBUILD}") from error
 
 
-def check_origin(folder: Path, manifest: dict[str, Any], run_sha256: str | None, features: "Features") -> None:
+def check_origin(
+    folder: Path, manifest: dict[str, Any], run_sha256: str | None, features: "Features | FeaturesFolder"
+) -> None:
     """ArtifactError if the index was built from another model or from other features. `run_sha256` is that of its run now."""
     if manifest["run"] is not None and manifest["run"]["sha256"] != run_sha256:
         raise ArtifactError(

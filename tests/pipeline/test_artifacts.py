@@ -11,6 +11,7 @@ from qf.pipeline.artifacts import (
     read_manifest,
     read_sealed,
     remember,
+    remembered_sha256,
     write_manifest,
     write_sealed,
 )
@@ -103,6 +104,29 @@ def test_checksums_are_computed_once_and_again_after_a_change(tmp_path):
     path.write_bytes(b"sound")
     (tmp_path / ".checked.json").write_text("damaged")
     assert check_files(tmp_path, [entry], "again") == {"a"}
+
+
+def test_the_checksum_of_a_file_elsewhere_is_remembered_until_it_changes(tmp_path, monkeypatch):
+    folder, file = tmp_path / "index", tmp_path / "weights"
+    folder.mkdir()
+    file.write_bytes(b"first")
+    wanted, computed = sha256_file(file), []
+
+    def counted(path):
+        computed.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr("qf.pipeline.artifacts.sha256_file", counted)
+    assert [remembered_sha256(folder, file) for _ in range(3)] == [wanted] * 3
+    assert len(computed) == 1
+    file.write_bytes(b"other")
+    assert remembered_sha256(folder, file) == sha256_file(file) != wanted
+    assert len(computed) == 2
+    strange = tmp_path / "\udce9"  # bytes that are not UTF-8
+    strange.write_bytes(b"first")
+    assert remembered_sha256(folder, strange) == wanted
+    assert remembered_sha256(folder, file) == sha256_file(file)
+    assert len(computed) == 3
 
 
 def test_the_first_difference_is_named():

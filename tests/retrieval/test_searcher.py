@@ -112,7 +112,8 @@ def test_a_picture_is_compared_in_the_encoders_space_unless_the_run_is_asked_for
 def test_captions_are_found_by_the_weights_of_image_to_text(searcher, tmp_path):
     draw("green", "pole").save(tmp_path / "query.png")
     searcher = with_weights(searcher, Weights(0.25, 0.75, 1.0))
-    seen, captions = encode_picture(tmp_path / "query.png", searcher.features.encoder, CPU), searcher.index.captions
+    seen = encode_picture(tmp_path / "query.png", searcher.features.encoder, CPU)
+    captions = searcher.index.rows.texts(np.arange(48))
     clip = TextModel(searcher.features.encoder, CPU).encode(captions) @ seen.pooled.numpy()[0]
     itc = (searcher.run.texts(captions) @ searcher.run.picture(seen).T).max(1)
     naive = 0.25 * clip + 0.75 * itc
@@ -303,7 +304,8 @@ def test_an_encoder_that_was_moved_away_is_done_without(pictures, clip_folder, t
 
 
 def test_captions_that_are_not_there_are_not_found(searcher, tmp_path):
-    empty = Searcher(replace(searcher.index, captions=[]), searcher.features, CPU, searcher.run)
+    bare = replace(searcher.index, rows=replace(searcher.index.rows, starts=np.zeros(25, np.int64)))
+    empty = Searcher(bare, searcher.features, CPU, searcher.run)
     with pytest.raises(QfError, match="holds no captions to find"):
         empty.captions(tmp_path / "query.png", 3)
 

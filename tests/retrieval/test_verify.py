@@ -96,13 +96,13 @@ def test_tokens_that_are_not_finite_are_found(copy):
 
 
 def test_the_command_fails_in_one_line(copy, capfd):
-    (copy / "index" / "rows.arrow").unlink()
+    (copy / "index" / "rows.bin").unlink()
     with pytest.raises(SystemExit) as end, one_line_errors(False):
         app(["verify", str(copy), "-q"], standalone_mode=False)
     assert end.value.code == 1
     err = capfd.readouterr().err
     assert err.startswith("qf: error: ")
-    assert "rows.arrow is missing (problems in all: 1); rebuild it with `qf index`" in err
+    assert "rows.bin is missing (problems in all: 1); rebuild it with `qf index`" in err
 
 
 def test_a_damaged_mix_is_found_with_its_cure(copy):

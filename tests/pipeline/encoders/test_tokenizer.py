@@ -8,7 +8,6 @@ import torch
 from qf.pipeline.encoders.identity import BUILTIN
 from qf.pipeline.encoders.load import load_encoder
 from qf.pipeline.encoders.text import TextModel
-from qf.pipeline.encoders.tokenizer import unknown_words
 from qf.pipeline.errors import EncoderError
 
 CPU = torch.device("cpu")
@@ -56,12 +55,12 @@ def test_the_page_of_the_model_is_named_where_its_configuration_tells_it(clip_fo
 
 
 def test_unknown_words_are_found(clip_folder):
-    tokenizer = text_model(clip_folder).tokenizer
-    assert unknown_words(tokenizer, "a red bar") == ([], False)
-    assert unknown_words(tokenizer, "a purple bar") == (["purple"], False)
-    assert unknown_words(tokenizer, "purple elephants") == (["purple", "elephants"], True)
+    model = text_model(clip_folder)
+    assert model.unknown("a red bar") == ([], False)
+    assert model.unknown("a purple bar") == (["purple"], False)
+    assert model.unknown("purple elephants") == (["purple", "elephants"], True)
 
 
 def test_a_vocabulary_of_bytes_knows_every_word():
-    tokenizer = text_model(BUILTIN).tokenizer
-    assert unknown_words(tokenizer, "two blue rings, ёжик 猫 🐶") == ([], False)
+    model = text_model(BUILTIN)
+    assert model.unknown("two blue rings, ёжик 猫 🐶") == ([], False)

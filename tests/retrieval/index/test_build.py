@@ -28,6 +28,9 @@ class Counting:
         every = np.arange(len(features) * 2 * 3, dtype=np.float32).reshape(-1, 2, 3)
         yield from (every[start : start + 5] for start in range(0, len(every), 5))
 
+    def for_queries(self):
+        return None
+
     def captions(self, features):
         return np.arange(sum(map(len, features.captions)) * 3, dtype=np.float32).reshape(-1, 3)
 

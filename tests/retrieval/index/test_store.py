@@ -1,6 +1,7 @@
 """Index files, what they remember, and what they refuse."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +18,11 @@ from qf.pipeline.workspace import Workspace
 from qf.retrieval.encode.qformer import Run
 from qf.retrieval.index import vectors
 from qf.retrieval.index.manifest import INDEX
+from qf.retrieval.index.rows import save_rows
 from qf.retrieval.index.space import Space
 from qf.retrieval.index.store import make_index, open_index, save_index
 from qf.retrieval.index.vectors import flat
+from qf.retrieval.journey import index_run
 from qf.retrieval.search import Ranking
 from qf.retrieval.searcher import Searcher, open_searcher
 from qf.retrieval.verify import verify
@@ -42,15 +45,13 @@ def test_the_index_holds_every_query_embedding_and_caption(trained):
     images = run.embedder.images(features, features.rows()).numpy()
     space, own = index.spaces["itc"], index.spaces["clip"]
     assert np.allclose(space.images.reconstruct_n(0, 24 * 4).reshape(images.shape), images, atol=1e-6)
-    texts = run.embedder.texts(index.captions).numpy()
+    captions = [caption for some in features.captions for caption in some]
+    texts = run.embedder.texts(captions).numpy()
     assert np.allclose(space.texts.reconstruct_n(0, 48), texts, atol=1e-6)
     assert (own.images.reconstruct_n(0, 24) == features.pooled).all()
-    assert np.allclose(
-        own.texts.reconstruct_n(0, 48), TextModel(features.encoder, CPU).encode(index.captions), atol=1e-3
-    )
-    assert [index.rows.column("captions")[int(row)].as_py()[0] for row in index.text_rows[::2]] == list(
-        index.captions[::2]
-    )
+    assert np.allclose(own.texts.reconstruct_n(0, 48), TextModel(features.encoder, CPU).encode(captions), atol=1e-3)
+    assert index.rows.texts(np.arange(48)) == captions
+    assert [row["captions"][0] for row in index.rows_of(index.rows.owners(np.arange(0, 48, 2)))] == captions[::2]
     manifest = read_manifest(trained / "index", INDEX)
     assert (manifest["images"], manifest["vectors"], manifest["texts"]) == (24, 24 * 4, 48)
 
@@ -107,6 +108,32 @@ def test_a_damaged_index_is_refused(workspace):
     (workspace / "index" / "manifest.json").unlink()
     with pytest.raises(ArtifactError, match="unfinished.*qf index"):
         open_index(workspace / "index")
+
+
+def test_an_index_of_an_earlier_version_is_refused_and_rebuilt_whole(workspace):
+    folder = workspace / "index"
+    manifest = read_manifest(folder, INDEX)
+    kept = [file for file in manifest["files"] if not file["file"].startswith("rows.")]
+    (folder / "rows.bin").rename(folder / "rows.arrow")
+    reseal(folder / "manifest.json", files=[*kept, described(folder / "rows.arrow")])
+    with pytest.raises(ArtifactError, match="written by an earlier version of qf; rebuild it with `qf index`"):
+        open_index(folder)
+    index_run(Workspace(workspace), None, ON, print)
+    assert len(open_index(folder)) == 24
+    assert not (folder / "rows.arrow").exists()
+
+
+@pytest.mark.parametrize("change", [{"key": 7}, {"captions": ["one"]}], ids=["a wrong type", "too few captions"])
+def test_rows_that_are_crafted_with_the_right_checksum_are_refused(workspace, change):
+    folder = workspace / "index"
+    rows = open_index(folder).rows
+    save_rows(replace(rows, read=lambda number: rows.read(number) | change), workspace)
+    for name in ("rows.bin", "rows.starts"):
+        shutil.move(workspace / name, folder / name)
+    files = [described(folder / file["file"]) for file in read_manifest(folder, INDEX)["files"]]
+    reseal(folder / "manifest.json", files=files)
+    with pytest.raises(ArtifactError, match="damaged.*rebuild it with `qf index`"):
+        open_index(folder)
 
 
 def test_an_index_that_is_rebuilt_while_it_is_opened_is_read_whole(workspace, monkeypatch):
