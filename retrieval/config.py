@@ -25,6 +25,12 @@ class SearchOptions:
     """The query, unless it is a text, and the number of hits."""
 
     image: Path | None = option(None, "Search with this picture instead of a text.", panel=QUERY)
+    plus: list[str] | None = option(
+        None, "Add this to the query: a text, or a picture by its file or key. May be given several times.", panel=QUERY
+    )
+    minus: list[str] | None = option(
+        None, "Take this away from the query: a text, or a picture. May be given several times.", panel=QUERY
+    )
     find: str = option("images", "With --image: images, or text for captions.", panel=QUERY)
     k: int = option(10, "Number of hits.", min=1, max=2**20, flags=("--k", "-k"), panel=QUERY)
     rerank: int = option(
@@ -39,11 +45,16 @@ class SearchOptions:
 
     def title(self, query: str | None) -> str:
         """A heading for the hits."""
-        return query or f"{'captions for' if self.find == 'text' else 'like'} {self.image}"
+        if self.image is not None:
+            return f"{'captions for' if self.find == 'text' else 'like'} {self.image}"
+        signed = [*(f"+ {value}" for value in self.plus or ()), *(f"- {value}" for value in self.minus or ())]
+        return " ".join([query or "", *signed]).strip().removeprefix("+ ")
 
     def check(self, query: str | None) -> None:
         """UsageError unless the options and the text `query` make one question."""
-        if (query is None) == (self.image is None):
+        if self.image is not None and (self.plus or self.minus):
+            raise UsageError("--image searches with this picture alone; use --plus FILE to combine it")
+        if (query is None and not self.plus and not self.minus) == (self.image is None):
             raise UsageError('give either a text, as in qf search "a dog on a beach", or --image FILE')
         if self.find not in ("images", "text"):
             raise UsageError("--find is images or text")
@@ -55,6 +66,8 @@ class SearchOptions:
             raise UsageError("--find text finds captions for a picture: give --image FILE instead of a text")
         if self.image is not None and self.rerank:
             raise UsageError("--rerank matches pictures with a text: it does not go with --image")
+        if (self.plus or self.minus) and self.rerank:
+            raise UsageError("--rerank matches pictures with one text: it does not go with --plus and --minus")
         if self.scorer == "encoder" and self.rerank:
             raise UsageError("--rerank matches by a run: it goes with --scorer mix or itc")
 
