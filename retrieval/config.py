@@ -156,3 +156,22 @@ class CaptionOptions:
             raise UsageError("--split chooses among the images of --features; add it")
         if self.out is not None and self.out.suffix.lower() not in (".csv", ".jsonl"):
             raise UsageError(f"--out {self.out}: give it a name that ends in .csv or .jsonl")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where the server is reached, and what it bears."""
+
+    host: str = option("127.0.0.1", "Address to listen at; 0.0.0.0 for other machines to reach it.")
+    port: int = option(8000, "Port to listen at; 0 for a free one.", min=0, max=65535)
+    token: str | None = option(
+        None, "Ask for this token: ?token=… once in a browser, or a bearer header.", envvar="QF_TOKEN"
+    )
+    max_upload: float = option(16.0, "Largest uploaded picture, in MB.", min=0.01, max=256)
+    max_megapixels: float = option(40.0, "Most pixels of a picture that is decoded, in millions.", min=0.01, max=178)
+    queue: int = option(256, "Searches that wait at most; further ones are answered 503.", min=1, max=10_000)
+
+    def check(self) -> None:
+        """UsageError if the token is empty."""
+        if self.token is not None and not self.token.strip():
+            raise UsageError("--token is empty; give a long one that cannot be guessed")
