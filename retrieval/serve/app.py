@@ -34,7 +34,7 @@ from .answers import (
     is_one_text,
 )
 from .collection import UPLOAD, Asked, Collection, Gone, Opened, Upload
-from .limits import Door, Limits, problem
+from .limits import PICTURE_POLICY, Door, Limits, problem
 from .metrics import Measured, Metrics
 from .pool import Busy, Pool
 
@@ -292,4 +292,6 @@ def make_app(collection: Collection, door: Door, max_bytes: int, queue: int) -> 
 
 
 def _picture(data: bytes, kind: str, kept: bool) -> Response:
-    return Response(data, media_type=kind, headers={"Cache-Control": FOR_EVER if kept else "no-cache"})
+    """A picture, which a browser keeps if it never changes."""
+    headers = {"Cache-Control": FOR_EVER if kept else "no-cache", "Content-Security-Policy": PICTURE_POLICY}
+    return Response(data, media_type=kind, headers=headers)

@@ -34,7 +34,6 @@ KEPT_PICTURES = 128
 LARGE = 1280  # pixels of the longer side
 SAME_PICTURE = 6.0  # of 255: mean difference between a thumbnail and one made anew by another version of Pillow
 RERANKED = 48  # candidates, at least
-WARM_UP = "a picture"
 
 
 class Gone(QfError):
@@ -116,8 +115,9 @@ class Opened:
     def warm_up(self) -> None:
         """Load what a search for a text needs."""
         _ = self.splits, self.matches, self.searcher.row("")
+        captions = self.searcher.index.captions
         try:
-            self.searcher.text(WARM_UP, 1)
+            self.searcher.text(captions[0] if len(captions) else "a", 1)
         except QfError as error:
             log.warning("a search for a text will fail: %s", error)
 

@@ -222,10 +222,14 @@ def test_static_files_are_three(client):
 
 
 def test_every_answer_has_the_security_headers(client):
-    for address in ("/", "/api/search?q=a", "/api/search", "/none", "/static/app.js", "/images/0", "/healthz"):
+    for address in ("/", "/api/search?q=a", "/api/search", "/none", "/static/app.js", "/images/99", "/healthz"):
         headers = client.get(address).headers
         assert {name: headers[name] for name in HEADERS} == HEADERS
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
+    picture = client.get("/images/0").headers
+    assert picture["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in picture["content-security-policy"]
+    assert "script-src" not in picture["content-security-policy"]
 
 
 # ---- who may come in ----

@@ -41,6 +41,11 @@ def is_up(live) -> bool:
     return answer.status_code == 200 and len(answer.json()["hits"]) == 3
 
 
+def many(live) -> dict:
+    """Options of a client that opens as many connections as it is asked for."""
+    return {"base_url": live.url, "timeout": 120, "limits": httpx.Limits(max_connections=None)}
+
+
 def raw(live, data: bytes, more=(), timeout=10.0) -> bytes:
     """The answer to bytes on a bare socket; `more` pieces follow while the server takes them."""
     got = b""
@@ -203,10 +208,10 @@ def test_a_client_that_drips_is_closed(live):
 
 def test_200_clients_at_once_are_answered_or_told_to_come_back(live):
     def ask(n):
-        answer = httpx.get(f"{live.url}/api/search", params={"q": f"a red bar {n}", "k": 3}, timeout=120)
+        answer = client.get("/api/search", params={"q": f"a red bar {n}", "k": 3})
         return answer.status_code, answer.headers.get("retry-after")
 
-    with ThreadPoolExecutor(200) as pool:
+    with httpx.Client(**many(live)) as client, ThreadPoolExecutor(200) as pool:
         answers = list(pool.map(ask, range(400)))
     assert {status for status, _ in answers} <= {200, 503}
     assert sum(status == 200 for status, _ in answers) >= 8
@@ -215,10 +220,12 @@ def test_200_clients_at_once_are_answered_or_told_to_come_back(live):
 
 
 def test_many_uploads_at_once_do_not_fill_the_memory(live):
-    def send(n):
-        return httpx.post(f"{live.url}/api/pictures", content=png((600, 400)), timeout=120).status_code
+    data = png((600, 400))
 
-    with ThreadPoolExecutor(60) as pool:
+    def send(n):
+        return client.post("/api/pictures", content=data).status_code
+
+    with httpx.Client(**many(live)) as client, ThreadPoolExecutor(60) as pool:
         statuses = set(pool.map(send, range(120)))
     assert statuses <= {200, 503}
     assert is_up(live)
