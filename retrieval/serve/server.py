@@ -109,6 +109,7 @@ def open_server(workspace: Workspace, options: ServeOptions, on: ComputeOptions)
     try:
         collection = Collection(workspace, on, round(options.max_megapixels * 1e6))
         app = make_app(collection, door, round(options.max_upload * 2**20), options.queue)
+        listener.listen(BACKLOG)  # from here on a client waits rather than being refused
     except BaseException:
         listener.close()
         raise
