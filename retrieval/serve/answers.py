@@ -55,6 +55,7 @@ class Answer(BaseModel):
     """The hits of a search."""
 
     hits: list[Found]
+    warnings: list[str] = Field(description="What to know about the hits, such as words that the model does not know.")
     seconds: float
 
 

@@ -21,6 +21,8 @@ from .answers import (
     A_PAGE,
     MOST_HITS,
     Answer,
+    Card,
+    Chip,
     Health,
     Problem,
     Question,
@@ -33,7 +35,7 @@ from .answers import (
     found,
     is_one_text,
 )
-from .collection import UPLOAD, Asked, Collection, Gone, Opened, Upload
+from .collection import UPLOAD, Asked, Collection, Gone, Listener, Opened, Upload
 from .limits import PICTURE_POLICY, Door, Limits, problem
 from .metrics import Measured, Metrics
 from .pool import Busy, Pool
@@ -116,8 +118,9 @@ class Server:
         opened, began = self.collection.opened, time.perf_counter()
 
         def work() -> Answer:
-            hits = opened.find(asked, self.collection.uploads)
-            return Answer(hits=[found(opened, hit) for hit in hits], seconds=round(time.perf_counter() - began, 6))
+            with Listener() as heard:
+                hits = [found(opened, hit) for hit in opened.find(asked, self.collection.uploads)]
+            return Answer(hits=hits, warnings=heard, seconds=round(time.perf_counter() - began, 6))
 
         return await self.search.run(work)
 
@@ -149,23 +152,25 @@ class Server:
         # the page keeps the box ticked while chips are there, and searches without it
         searched = asked if alone and opened.matches else Asked(**vars(asked) | {"rerank": False})
 
-        def work() -> tuple[list[Any], list[Any]]:
+        def work() -> tuple[list[Card], list[Chip], list[str]]:
             if asked.is_empty:
-                return first_cards(opened, FIRST_CARDS), []
-            hits = opened.find(searched, self.collection.uploads)
-            return cards(opened, asked, hits), chips(opened, asked)
+                return first_cards(opened, FIRST_CARDS), [], []
+            with Listener() as heard:
+                hits = opened.find(searched, self.collection.uploads)
+            return cards(opened, asked, hits), chips(opened, asked), heard
 
         try:
-            shown, others = await self.search.run(work)
+            shown, others, warnings = await self.search.run(work)
         except (QfError, Busy) as problem_met:
             status, error = _status(problem_met), str(problem_met) or BUSY
-            shown, others = [], chips(opened, asked)
+            shown, others, warnings = [], chips(opened, asked), []
         text = self.template.render(
             asked=asked,
             chips=others,
             likely=[card for card in shown if card.likely],
             unlikely=[card for card in shown if not card.likely],
             error=error,
+            warnings=warnings,
             splits=list(opened.splits),
             matches=opened.matches,
             alone=alone,

@@ -28,12 +28,33 @@ if TYPE_CHECKING:
     from ...pipeline.encoders.identity import FrozenEncoder
 
 log = logging.getLogger(__name__)
+LIBRARY = __name__.rpartition(".serve")[0]  # whose warnings about a query its asker sees
 UPLOAD = "upload:"  # begins the name of an uploaded picture
 KEPT_UPLOADS = 256
 KEPT_PICTURES = 128
 LARGE = 1280  # pixels of the longer side
 SAME_PICTURE = 6.0  # of 255: mean difference between a thumbnail and one made anew by another version of Pillow
 RERANKED = 48  # candidates, at least
+
+
+class Listener(logging.Handler):
+    """Collects the warnings of the thread that made it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[str] = []
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self.heard.append(record.getMessage())
+
+    def __enter__(self) -> list[str]:
+        logging.getLogger(LIBRARY).addHandler(self)
+        return self.heard
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger(LIBRARY).removeHandler(self)
 
 
 class Gone(QfError):

@@ -129,6 +129,13 @@ def test_health_metrics_and_openapi(client):
     assert {"/api/search", "/api/similar", "/healthz", "/metrics"} <= set(client.get("/openapi.json").json()["paths"])
 
 
+def test_who_asks_is_told_of_words_that_the_models_do_not_know(client):
+    answer = client.get("/api/search", params={"q": "a red zeppelin"}).json()
+    assert any("does not know 'zeppelin'" in warning for warning in answer["warnings"])
+    assert "does not know &#39;zeppelin&#39;" in client.get("/", params={"q": "a red zeppelin"}).text
+    assert client.get("/api/search", params={"q": "a red bar"}).json()["warnings"] == []
+
+
 # ---- pictures ----
 
 
