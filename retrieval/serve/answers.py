@@ -118,7 +118,7 @@ class Card:
     thumbnail: str
     picture: str
     more: str
-    less: str
+    less: str  # empty if nothing would be looked for
     heat: str  # the address of its heat map; empty if there is none
     score: str
     share: int  # of the bar, 0 to 100
@@ -202,7 +202,7 @@ def _card(opened: Opened, asked: Asked, row: int, key: str, captions: list[str],
         thumbnail=image_address(opened, row, "thumbnail"),
         picture=image_address(opened, row, "large"),
         more=address(replace(asked, plus=(*plus, key), minus=minus)),
-        less=address(replace(asked, plus=plus, minus=(*minus, key))),
+        less=address(replace(asked, plus=plus, minus=(*minus, key))) if asked.q.strip() or plus else "",
         heat="",
         score="",
         share=0,

@@ -124,7 +124,9 @@ function show(link) {
     return item;
   }));
   $("look-more").href = card.querySelector(".more").getAttribute("href");
-  $("look-less").href = card.querySelector(".less").getAttribute("href");
+  const less = card.querySelector(".less");
+  $("look-less").hidden = !less;
+  if (less) $("look-less").href = less.getAttribute("href");
   $("heat").hidden = !link.dataset.heat;
   $("heat").textContent = "Heat map";
   $("captions").hidden = false;
@@ -156,5 +158,5 @@ addEventListener("keydown", (event) => {
     if (look.open) show(next); else next.focus();
   }
   const way = { m: ".more", l: ".less" }[event.key];
-  if (way && at >= 0) links[at].closest(".hit").querySelector(way).click();
+  if (way && at >= 0) links[at].closest(".hit").querySelector(way)?.click();
 });

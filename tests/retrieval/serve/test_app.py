@@ -203,7 +203,9 @@ def test_the_page_works_without_javascript(client):
 
 
 def test_the_page_without_a_query_shows_pictures(client):
-    assert client.get("/").text.count('<li class="hit"') == 24
+    page = client.get("/").text
+    assert page.count('<li class="hit"') == page.count('class="more"') == 24
+    assert 'class="less"' not in page  # there is nothing yet that it could be less of
 
 
 def test_less_likely_hits_are_folded(client):
@@ -363,3 +365,10 @@ def test_an_address_that_is_taken_is_one_line(live, trained):
     assert done.returncode == 1
     assert f"qf: error: cannot listen at 127.0.0.1:{live.port} (" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_the_extra_one_line_says_what_to_install(trained):
+    code = "import sys; sys.modules['uvicorn'] = None; from qf.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--workspace", str(trained)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "qf: error: uvicorn is not installed; pip install 'qf[serve]'\n")
