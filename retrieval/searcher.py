@@ -67,8 +67,8 @@ class Hit(Result):
     probability: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All fields but the thumbnail; those of matching only if it was re-ranked."""
-        left_out = {"thumbnail"} if self.itm is not None else {"thumbnail", "itc", "itm", "probability"}
+        """All fields but the thumbnail and the probability; `itc` and `itm` only if it was re-ranked."""
+        left_out = {"thumbnail", "probability"} | (set() if self.itm is not None else {"itc", "itm"})
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def __str__(self) -> str:
