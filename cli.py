@@ -37,7 +37,15 @@ from .pipeline.errors import QfError
 from .pipeline.failures import explanation, lost_peer
 from .pipeline.formatting import encodable, plain, plain_lines
 from .pipeline.workspace import Workspace
-from .retrieval.config import CaptionOptions, DemoOptions, EvalOptions, ExplainOptions, RunOptions, SearchOptions
+from .retrieval.config import (
+    CaptionOptions,
+    DemoOptions,
+    EvalOptions,
+    ExplainOptions,
+    RunOptions,
+    SearchOptions,
+    ServeOptions,
+)
 from .trainer.config import ExportOptions, GenerateOptions, Stage1Config, Stage2Config, TrainOptions, of_stage
 from .trainer.distributed.place import LAUNCHER, LOST
 from .trainer.runs.display import Display, typed
@@ -209,7 +217,7 @@ def index(run: RunOptions, at: WorkspaceOptions, on: ComputeOptions, output: Out
 def search(
     options: SearchOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions, query: Query = None
 ) -> None:
-    """Find pictures for a text, or pictures or captions for a picture."""
+    """Find pictures for texts and pictures, or captions for a picture."""
     text = words(query) if query else None
     options.check(text)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would wait longer than one text takes
@@ -224,6 +232,20 @@ def search(
         contact_sheet([(options.title(text), hits)], options.sheet)
         if not output.json:
             print(plain(f"contact sheet: {options.sheet}"))
+
+
+@command
+def serve(options: ServeOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions) -> None:
+    """Search in a browser, or over HTTP; needs the extra serve."""
+    options.check()
+    try:
+        from .retrieval.serve.server import open_server
+    except ModuleNotFoundError as error:
+        raise QfError(f"{error.name} is not installed; pip install 'qf[serve]'") from error
+    serving = open_server(Workspace(at.workspace), options, on)
+    emit(serving, output)
+    sys.stdout.flush()
+    serving.run()
 
 
 @command

@@ -25,6 +25,12 @@ class SearchOptions:
     """The query, unless it is a text, and the number of hits."""
 
     image: Path | None = option(None, "Search with this picture instead of a text.", panel=QUERY)
+    plus: list[str] | None = option(
+        None, "Add this to the query: a text, or a picture by its file or key. May be given several times.", panel=QUERY
+    )
+    minus: list[str] | None = option(
+        None, "Take this away from the query: a text, or a picture. May be given several times.", panel=QUERY
+    )
     find: str = option("images", "With --image: images, or text for captions.", panel=QUERY)
     k: int = option(10, "Number of hits.", min=1, max=2**20, flags=("--k", "-k"), panel=QUERY)
     rerank: int = option(
@@ -39,11 +45,16 @@ class SearchOptions:
 
     def title(self, query: str | None) -> str:
         """A heading for the hits."""
-        return query or f"{'captions for' if self.find == 'text' else 'like'} {self.image}"
+        if self.image is not None:
+            return f"{'captions for' if self.find == 'text' else 'like'} {self.image}"
+        signed = [*(f"+ {value}" for value in self.plus or ()), *(f"- {value}" for value in self.minus or ())]
+        return " ".join([query or "", *signed]).strip().removeprefix("+ ")
 
     def check(self, query: str | None) -> None:
         """UsageError unless the options and the text `query` make one question."""
-        if (query is None) == (self.image is None):
+        if self.image is not None and (self.plus or self.minus):
+            raise UsageError("--image searches with this picture alone; use --plus FILE to combine it")
+        if (query is None and not self.plus and not self.minus) == (self.image is None):
             raise UsageError('give either a text, as in qf search "a dog on a beach", or --image FILE')
         if self.find not in ("images", "text"):
             raise UsageError("--find is images or text")
@@ -55,6 +66,8 @@ class SearchOptions:
             raise UsageError("--find text finds captions for a picture: give --image FILE instead of a text")
         if self.image is not None and self.rerank:
             raise UsageError("--rerank matches pictures with a text: it does not go with --image")
+        if (self.plus or self.minus) and self.rerank:
+            raise UsageError("--rerank matches pictures with one text: it does not go with --plus and --minus")
         if self.scorer == "encoder" and self.rerank:
             raise UsageError("--rerank matches by a run: it goes with --scorer mix or itc")
 
@@ -161,3 +174,22 @@ class CaptionOptions:
             raise UsageError("--split chooses among the images of --features; add it")
         if self.out is not None and self.out.suffix.lower() not in (".csv", ".jsonl"):
             raise UsageError(f"--out {self.out}: give it a name that ends in .csv or .jsonl")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where the server is reached, and what it bears."""
+
+    host: str = option("127.0.0.1", "Address to listen at; 0.0.0.0 for other machines to reach it.")
+    port: int = option(8000, "Port to listen at; 0 for a free one.", min=0, max=65535)
+    token: str | None = option(
+        None, "Ask for this token: ?token=… once in a browser, or a bearer header.", envvar="QF_TOKEN"
+    )
+    max_upload: float = option(16.0, "Largest uploaded picture, in MB.", min=0.01, max=256)
+    max_megapixels: float = option(40.0, "Most pixels of a picture that is decoded, in millions.", min=0.01, max=178)
+    queue: int = option(256, "Searches that wait at most; further ones are answered 503.", min=1, max=10_000)
+
+    def check(self) -> None:
+        """UsageError if the token is empty."""
+        if self.token is not None and not self.token.strip():
+            raise UsageError("--token is empty; give a long one that cannot be guessed")

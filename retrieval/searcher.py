@@ -3,6 +3,8 @@
 A text opens the index and the text towers that score, in NumPy. Pictures and re-ranking open the features, and import PyTorch."""
 
 import logging
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +14,12 @@ import numpy as np
 
 from ..pipeline.artifacts import has_manifest
 from ..pipeline.config import PRECISIONS, ComputeOptions
-from ..pipeline.errors import ArtifactError, EncoderError, QfError
+from ..pipeline.errors import ArtifactError, EncoderError, QfError, UsageError
 from ..pipeline.features.manifest import FeaturesFolder
-from ..pipeline.formatting import PART, plain
+from ..pipeline.formatting import PART, encodable, plain
 from ..pipeline.results import Result
 from ..pipeline.workspace import Workspace
+from .compose import Name, Term, best_kept, combined, parse
 from .config import SearchOptions
 from .encode.joint_space import JointSpace
 from .encode.qformer import Run, check_features
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from ..pipeline.features.reader import Features
 
 log = logging.getLogger(__name__)
+MATCHED = ("itc", "itm", "probability")  # the fields of a hit that was re-ranked
 LACKING = {  # what a search without these embeddings says
     "itc": "a run; train one first: qf train",
     "clip": "the encoder; `qf index` adds them if its text model is there",
@@ -52,7 +56,8 @@ LACKING = {  # what a search without these embeddings says
 
 @dataclass(frozen=True)
 class Hit(Result):
-    """One hit. `itc` and `itm` are set if it was re-ranked: the first score and the matching logit."""
+    """One hit. The last three are set if it was re-ranked: the run's first score, the matching logit, and the probability that
+    text and picture match."""
 
     rank: int
     key: str
@@ -62,10 +67,11 @@ class Hit(Result):
     thumbnail: bytes
     itc: float | None = None
     itm: float | None = None
+    probability: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All fields but the thumbnail; `itc` and `itm` only if it was re-ranked."""
-        left_out = {"thumbnail"} if self.itm is not None else {"thumbnail", "itc", "itm"}
+        """All fields but the thumbnail and the probability; `itc` and `itm` only if it was re-ranked."""
+        left_out = {"thumbnail", "probability"} | (set() if self.itm is not None else {"itc", "itm"})
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def __str__(self) -> str:
@@ -118,10 +124,11 @@ class Searcher:
             log.warning("%s", text)
 
     def search(self, query: str | None, options: SearchOptions) -> list[Hit]:
-        """The hits for a text, or for the picture `options.image`. UsageError if the options do not go together."""
+        """The hits for a query, or for the picture `options.image`. UsageError if the options do not go together."""
         options.check(query)
         if options.image is None:
-            return self.text(query or "", options.k, options.rerank, options.scorer)
+            terms = parse(query, options.plus or (), options.minus or ()) or [Term(query or "")]
+            return self.composed([self._found(term) for term in terms], options.k, options.rerank, options.scorer)
         find = self.captions if options.find == "text" else self.image
         return find(options.image, options.k, options.scorer)
 
@@ -129,26 +136,74 @@ class Searcher:
         """The k images that fit the text best. With `rerank`, ITM re-ranks that many of them, at least k.
 
         QfError if the text is empty, if there is no such scorer, or if the run cannot match."""
-        if not query.strip():
+        return self.composed([Term(query)], k, rerank, scorer)
+
+    def composed(
+        self, terms: Sequence[Term], k: int, rerank: int = 0, scorer: str = "mix", keep: np.ndarray | None = None
+    ) -> list[Hit]:
+        """The k images that fit a query of several texts and pictures best, of those that `keep` (N,) is true for.
+
+        In each space the weighted sum of the terms' vectors is searched, as for a text. If there is a picture among them, the
+        space is chosen as in `image`, and a picture alone is compared as there. Only a text alone is re-ranked. Errors as of
+        `text`; UsageError if the terms cancel each other out."""
+        if any(isinstance(term.value, str) and not term.value.strip() for term in terms):
             raise QfError('the query is empty; say what to look for: qf search "a dog on a beach"')
         if rerank:
+            if len(terms) > 1 or not isinstance(terms[0].value, str):
+                raise UsageError("--rerank matches pictures with one text: it does not go with other terms or pictures")
             self._check_matches()
-        weights = self._scorer(scorer).text_to_image
+        seen = [term for term in terms if not isinstance(term.value, str)]
+        weights = self._of_pictures(scorer) if seen else self._scorer(scorer).text_to_image
         try:
-            queries = {name: self.encoders[name].query(query) for name in _used(weights)}
+            queries = {name: self._sum(terms, name) for name in _used(weights)}
         except EncoderError as error:
             if scorer != "mix" or self.run is None:
                 raise
             self._warn(f"searching by the run alone: {error}")
             weights = RUN_ALONE.text_to_image
-            queries = {"itc": self.run.query(query)}
+            queries = {"itc": self._sum(terms, "itc")}
         spaces = self.index.spaces
         parts = [Part(spaces[n].images, queries[n], spaces[n].per_image, getattr(weights, n)) for n in queries]
-        ranking = best_distinct(parts, max(k, rerank))
+        if seen == list(terms) and len(terms) == 1:
+            ranking = best_kept(
+                lambda k: nearest_images(parts[0].index, parts[0].queries, k, parts[0].per_item), k, keep
+            )
+        else:
+            ranking = best_kept(lambda k: best_distinct(parts, k), max(k, rerank), keep)
         if not rerank:
             return self._hits(ranking, k)
         self._warn_of_matching(scorer, weights)
-        return self._reranked(query, ranking, k, weights.itm)
+        return self._reranked(str(terms[0].value), ranking, k, weights.itm)
+
+    def _sum(self, terms: Sequence[Term], name: str) -> np.ndarray:
+        """The weighted sum of the terms in the space of that name: (1, E), or (Q, E) with a picture among them."""
+        space, encoder = self.index.spaces[name], self.encoders[name]
+        vectors = []
+        for term in terms:
+            if isinstance(term.value, str):
+                vectors.append(encoder.query(term.value))
+            elif isinstance(term.value, int):
+                vectors.append(space.images.reconstruct_n(term.value * space.per_image, space.per_image))
+            else:
+                vectors.append(encoder.picture(term.value))
+        return combined(vectors, [term.weight for term in terms])
+
+    def _found(self, term: Term) -> Term:
+        """A term whose name, if it has one, is taken for a file, a key of the index or a text."""
+        if not isinstance(term.value, Name):
+            return term
+        if os.path.isfile(term.value):
+            return replace(term, value=self._seen(Path(term.value)))
+        row = self.row(term.value)
+        return replace(term, value=encodable(term.value) if row is None else row)
+
+    def row(self, key: str) -> int | None:
+        """The position in the index of the image with that key. None if there is none."""
+        return self._rows.get(key)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.index.rows.column("key"))}
 
     def _reranked(self, query: str, ranking: Ranking, k: int, weight: float) -> list[Hit]:
         """The k best of a ranking for a text, once matching counts with that weight."""
@@ -156,20 +211,23 @@ class Searcher:
         space = self.index.spaces["itc"]
         itc = Part(space.images, self.run.embed(query), space.per_image).scores(ranking.items)
         pairs = np.stack([np.arange(len(ranking.items)), np.zeros(len(ranking.items), np.int64)], 1)
-        itm = self.run.matching(self.features, ranking.items, [query], pairs)
+        itm, probability = self.run.match(self.features, ranking.items, [query], pairs)
         reranked, order = reorder(ranking, itm, weight)
-        return self._hits(reranked, k, itc[order], itm[order])
+        return self._hits(reranked, k, itc[order], itm[order], probability[order])
 
     def image(self, file: Path, k: int, scorer: str = "mix") -> list[Hit]:
         """The k images most like the picture in `file`.
 
         There is nothing to fit weights of pictures on. So the encoder's own space decides where the index has it, unless
         `scorer` is itc."""
+        return self.composed([Term(self._seen(file))], k, scorer=scorer)
+
+    def _of_pictures(self, scorer: str) -> Weights:
+        """The weights of a query with a picture in it. QfError if there is no such scorer."""
         own = "clip" in self.index.spaces
         name = "itc" if scorer == "itc" or (scorer == "mix" and not own) else "clip"
         self._check_space(name)
-        space, query = self.index.spaces[name], self.encoders[name].picture(self._seen(file))
-        return self._hits(nearest_images(space.images, query, k, space.per_image), k)
+        return (RUN_ALONE if name == "itc" else ENCODER).text_to_image
 
     def captions(self, file: Path, k: int, scorer: str = "mix") -> list[Hit]:
         """The k captions that fit the picture in `file` best, each as a hit of its image with that caption alone.
@@ -260,9 +318,8 @@ class Searcher:
             for name, space in self.index.spaces.items()
         }
 
-    def _hits(
-        self, ranking: Ranking, k: int, itc: np.ndarray | None = None, itm: np.ndarray | None = None
-    ) -> list[Hit]:
+    def _hits(self, ranking: Ranking, k: int, *matched: np.ndarray) -> list[Hit]:
+        """The first k items of a ranking as hits. `matched`: itc, itm and probability of each, if they were re-ranked."""
         return [
             Hit(
                 rank=n + 1,
@@ -271,8 +328,7 @@ class Searcher:
                 image=row["image"],
                 captions=row["captions"],
                 thumbnail=row["thumbnail"],
-                itc=None if itc is None else round(float(itc[n]), 6),
-                itm=None if itm is None else round(float(itm[n]), 6),
+                **{name: round(float(some[n]), 6) for name, some in zip(MATCHED, matched, strict=False)},
             )
             for n, row in enumerate(self.index.rows_of(ranking.items[:k]))
         ]

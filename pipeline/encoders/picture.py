@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import QfError
@@ -40,6 +41,10 @@ def encode_picture(file: Path, identity: dict[str, Any], device: torch.device) -
         image = load_image(file)
     except UnreadableImage as error:
         raise QfError(f"{file}: {error}; give another picture") from error
-    encoder = same_encoder(identity, device)
+    return seen_by(image, same_encoder(identity, device), str(file))
+
+
+def seen_by(image: Image.Image, encoder: FrozenEncoder, name: str) -> Picture:
+    """An upright RGB picture through the encoder."""
     pixels = encoder.preprocessing(image)
-    return Picture(str(file), pixels, *encoder.encode(pixels[None]))
+    return Picture(name, pixels, *encoder.encode(pixels[None]))

@@ -136,6 +136,14 @@ class Run:
         self.check_matches()
         return self.embedder.matching(features, rows, texts, pairs).numpy()
 
+    def match(
+        self, features: "Features", rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `matching`, with the probabilities (n,) that the pairs match."""
+        self.check_matches()
+        logits = self.embedder.match_logits(features, rows, texts, pairs)
+        return logits[:, 1].numpy(), logits.softmax(1)[:, 1].numpy()
+
     def check_matches(self) -> None:
         """QfError if the matching head of the run was never trained."""
         if not self.matches:

@@ -46,6 +46,10 @@ class Rows:
         """M."""
         return int(self.starts[-1])
 
+    def column(self, name: str) -> list[Any]:
+        """One field of all rows. It reads them all."""
+        return [self.read(item)[name] for item in range(len(self))]
+
     def owners(self, captions: np.ndarray) -> np.ndarray:
         """Numbers of captions (n,) -> the row (n,) of each."""
         owners: np.ndarray = np.searchsorted(self.starts, captions, side="right") - 1

@@ -74,8 +74,12 @@ class Embedder:
                 out[some] = self.model.encode_text(input_ids, mask, first_only=True).features
         return out
 
+    def matching(self, features: Features, rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> Tensor:
+        """pairs (n, 2) of positions in `rows` and `texts` -> the logit (n,) that each pair matches, on the CPU."""
+        return self.match_logits(features, rows, texts, pairs)[:, 1]
+
     @torch.no_grad()
-    def matching(
+    def match_logits(
         self,
         features: Features,
         rows: np.ndarray,
@@ -84,13 +88,13 @@ class Embedder:
         image_batch: int = 64,
         pair_batch: int = 512,
     ) -> Tensor:
-        """pairs (n, 2) of positions in `rows` and `texts` -> the logit (n,) that each pair matches, on the CPU.
+        """pairs (n, 2) of positions in `rows` and `texts` -> logits (n, 2) that they do not match and that they do, on the CPU.
 
         Each image is encoded once for all its pairs."""
         self.model.eval()
         ids = self.tokens.ids(texts, self.max_text_length)
         lengths = np.array([len(i) for i in ids])
-        scores = torch.empty(len(pairs))
+        logits = torch.empty(len(pairs), 2)
         by_image = np.argsort(pairs[:, 0], kind="stable")
         asked = np.unique(pairs[:, 0])
         for start in range(0, len(asked), image_batch):
@@ -104,8 +108,8 @@ class Embedder:
                 image_rows = torch.from_numpy(np.searchsorted(some, pairs[now, 0])).to(self.device)
                 input_ids, mask = (t.to(self.device) for t in self.tokens.pad([ids[m] for m in pairs[now, 1]]))
                 with autocast(self.device, self.dtype):
-                    scores[now] = self.model.match(image, image_rows, input_ids, mask)[:, 1].cpu()
-        return scores
+                    logits[now] = self.model.match(image, image_rows, input_ids, mask).cpu()
+        return logits
 
 
 def similarity_matrix(images: Tensor, texts: Tensor, batch_size: int = 256) -> Tensor:
