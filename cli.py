@@ -37,7 +37,15 @@ from .pipeline.errors import QfError
 from .pipeline.failures import explanation, lost_peer
 from .pipeline.formatting import encodable, plain, plain_lines
 from .pipeline.workspace import Workspace
-from .retrieval.config import CaptionOptions, DemoOptions, EvalOptions, ExplainOptions, RunOptions, SearchOptions
+from .retrieval.config import (
+    CaptionOptions,
+    DemoOptions,
+    EvalOptions,
+    ExplainOptions,
+    IndexOptions,
+    RunOptions,
+    SearchOptions,
+)
 from .trainer.config import ExportOptions, GenerateOptions, Stage1Config, Stage2Config, TrainOptions, of_stage
 from .trainer.distributed.place import LAUNCHER, LOST
 from .trainer.runs.display import Display, typed
@@ -196,12 +204,15 @@ def train(
 
 
 @command
-def index(run: RunOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions) -> None:
+def index(
+    options: IndexOptions, run: RunOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions
+) -> None:
     """Build the FAISS index: the features under a run and under the encoder itself, or under the encoder alone without a run."""
+    options.check()
     from .retrieval.journey import index_run
 
     with Display(output.quiet) as display:
-        result = index_run(Workspace(at.workspace), run.run, on, display.say)
+        result = index_run(Workspace(at.workspace), run.run, on, display.say, options)
     emit(result, output)
 
 

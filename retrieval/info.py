@@ -90,11 +90,12 @@ def _run(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _index(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    vectors = f"{manifest['vectors']:,} vectors, {manifest['texts']:,} texts ({manifest['type']})"
+    vectors = f"{manifest['vectors']:,} vectors, {manifest['texts']:,} texts"
     yield "holds", f"{manifest['images']:,} images as {vectors}"
     spaces = {"itc": "the run's", "clip": "the encoder's"}
     found = " and ".join(
-        f"{spaces[name]} ({counted(count, 'vector')} an image)" for name, count in manifest["spaces"].items()
+        f"{spaces[name]} ({counted(len(form['slots']), 'vector')} an image, {form['type']}; {form['why']})"
+        for name, form in manifest["spaces"].items()
     )
     yield "spaces", found
     run = f"{manifest['run']['path']} and " if manifest["run"] else ""

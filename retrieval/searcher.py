@@ -23,7 +23,7 @@ from .encode.qformer import Run, check_features
 from .encode.query_encoder import QueryEncoder
 from .index.space import Space
 from .index.store import Index, check_origin, make_index, open_index, origin_folder
-from .index.vectors import flat
+from .index.vectors import make_vectors
 from .mix_file import (
     ENCODER,
     RUN_ALONE,
@@ -168,7 +168,8 @@ class Searcher:
         own = "clip" in self.index.spaces
         name = "itc" if scorer == "itc" or (scorer == "mix" and not own) else "clip"
         self._check_space(name)
-        space, query = self.index.spaces[name], self.encoders[name].picture(self._seen(file))
+        space = self.index.spaces[name]
+        query = self.encoders[name].picture(self._seen(file))[list(space.form.slots)]
         return self._hits(nearest_images(space.images, query, k, space.per_image), k)
 
     def captions(self, file: Path, k: int, scorer: str = "mix") -> list[Hit]:
@@ -256,7 +257,7 @@ class Searcher:
     def _texts(self) -> dict[str, Any]:
         """The FAISS index of the captions in each space. They are embedded now where no index was built."""
         return {
-            name: flat(self.encoders[name].captions(self.features)) if space.texts is None else space.texts
+            name: make_vectors(self.encoders[name].captions(self.features)) if space.texts is None else space.texts
             for name, space in self.index.spaces.items()
         }
 
