@@ -223,6 +223,7 @@ def search(
     """Find pictures for a text, or pictures or captions for a picture."""
     text = words(query) if query else None
     options.check(text)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would wait longer than one text takes
     from .retrieval.searcher import open_searcher
 
     hits = open_searcher(Workspace(at.workspace), on).search(text, options)

@@ -54,7 +54,7 @@ def main() -> None:
             run = Run(options.workspace / "runs" / name, device, "auto")
             encoders = query_encoders(features, run, device)
             mix = fit_mix(features, run, encoders, lambda text: None)
-            rows = evaluate_retrieval(features, options.split, encoders, RERANK, mix).rows
+            rows = evaluate_retrieval(features, options.split, encoders, [RERANK], mix).rows
             found = {row: [value[f"{way}_R@1"] for way in WAYS] for row, value in rows.items()}
             results.setdefault(variant, []).append({"seed": seed, **found, "minutes": round(trained.seconds / 60, 2)})
     means = {name: mean(runs) for name, runs in results.items()}

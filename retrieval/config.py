@@ -85,18 +85,36 @@ class EvalOptions:
     """The measurement."""
 
     split: str | None = option(None, "The split to measure on; test unless given, or val where there is no test.")
-    rerank: int = option(
-        RERANK, "Re-rank this many candidates of each query by image-text matching; 0: none.", min=0, max=2**20
+    rerank: list[int] | None = option(
+        None,
+        f"Re-rank this many candidates of each query by image-text matching; 0: none; {RERANK} unless given. May be given several "
+        "times.",
+        min=0,
+        max=2**20,
     )
     fit_mix: bool = option(
         False, "First fit the run's mix anew on validation images, and store it.", flags=("--fit-mix",)
     )
     task: str = option("retrieval", "retrieval: R@K. caption: CIDEr and the like. vqa: accuracy of answers.")
+    plot: Path | None = option(None, "Draw R@1 against the time of a query, FILE.png.")
+    failures: Path | None = option(
+        None, "Draw texts whose picture is not ranked first, with what is ranked before it, FILE.png."
+    )
+
+    @property
+    def rerank_at(self) -> list[int]:
+        """The numbers of candidates to re-rank, ascending; none are re-ranked if it is empty."""
+        return sorted({k for k in ([RERANK] if self.rerank is None else self.rerank) if k})
 
     def check(self) -> None:
-        """UsageError if the task is unknown."""
+        """UsageError if the task is unknown, or if a drawing is no PNG or not of this task."""
         if self.task not in EVALUATED:
             raise UsageError(f"--task {self.task}: use {', '.join(EVALUATED)}")
+        for name, file in (("--plot", self.plot), ("--failures", self.failures)):
+            if file is not None and self.task != "retrieval":
+                raise UsageError(f"{name} draws retrieval; it does not go with --task {self.task}")
+            if file is not None and file.suffix.lower() != ".png":
+                raise UsageError(f"{name} {file}: the drawing is a PNG; give it a name that ends in .png")
 
 
 @dataclass(frozen=True)

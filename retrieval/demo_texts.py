@@ -59,7 +59,7 @@ class Spoken(Result):
 def speak(
     workspace: Workspace, run: str, seed: int, on: ComputeOptions, watch: Watch, pace: Callable[[], Pace]
 ) -> Spoken:
-    """Train the builtin language model's eyes from the run of stage 1, once for captions and once for answers, and score both.
+    """Train the builtin language model's eyes from the run of stage 1 for captions, and from there for answers; score both.
 
     The trainings are sized so that all ends within DEMO_MINUTES, by the `pace` of stage 1; one that was begun keeps its epochs."""
     features, device = Features(workspace.features), resolve_device(on.device)
@@ -76,6 +76,7 @@ def speak(
             cuts.append(f"{name} for {epochs:g} epochs instead of {TRAINING.epochs:g}")
         watch.say(f"training the builtin language model's eyes for {name}")
         init = str(workspace.run(run).resolve())
+        run = name  # answers learn faster from the eyes that captions made
         config = replace(TRAINING, task=task, epochs=epochs, init=init, seed=seed, precision=on.precision)
         trained[task] = train(features, folder, config, device, report=watch.training)
         watch.say(f"evaluating {name}")

@@ -173,7 +173,7 @@ def evaluate(workspace: Workspace, options: EvalOptions, run: str | None, on: Co
     encoders = query_encoders(features, opened, device, say)
     mix = _mix_of(features, opened, encoders, options.fit_mix, say)
     say(f"evaluating {opened.folder if opened else 'the encoder alone (no run yet)'} on the {split} split")
-    result = evaluate_retrieval(features, split, encoders, options.rerank, mix)
+    result = evaluate_retrieval(features, split, encoders, options.rerank_at, mix, options.plot, options.failures)
     if opened is not None:
         rows, where = (mix.rows, "validation") if mix else (result.rows, split)
         for line in filter(None, (below_encoder(rows), harmed_by_matching(rows))):

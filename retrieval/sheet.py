@@ -56,22 +56,29 @@ def text_sheet(told: Sequence[Told], path: Path) -> None:
 
 
 def contact_sheet(
-    searches: Sequence[tuple[str, Sequence[Hit]]], path: Path, wanted: Sequence[Collection[str]] | None = None
+    searches: Sequence[tuple[str, Sequence[Hit]]],
+    path: Path,
+    wanted: Sequence[Collection[str]] | None = None,
+    notes: Sequence[str] | None = None,
+    title: str = "",
 ) -> None:
-    """Draw each search: its query, and its hits in rows.
+    """Draw each search: its query, and its hits in rows. A `title` stands above all of them.
 
-    `wanted` holds the keys that each search should find. Their tiles get a frame, and the query a count: "4 of 6"."""
+    `wanted` holds the keys that each search should find. Their tiles get a frame, and the query a count: "4 of 6"; or instead of
+    the count the one of `notes`."""
     columns = min(COLUMNS, max((len(hits) for _, hits in searches), default=1))
     large, small = ImageFont.load_default(LARGE), ImageFont.load_default(SMALL)
     rows = [-(-len(hits) // columns) for _, hits in searches]
     width = max(480, columns * (TILE + GAP) + GAP)
-    height = len(searches) * (HEAD + AFTER) + sum(rows) * (TILE + FOOT + GAP) + GAP
+    top = GAP + (HEAD if title else 0)
+    height = len(searches) * (HEAD + AFTER) + sum(rows) * (TILE + FOOT + GAP) + top
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    top = GAP
+    draw.text((GAP, GAP), _lines(title, width - 2 * GAP, 1, large), FAINT, large)
     for number, (query, hits) in enumerate(searches):
         framed = [wanted is not None and hit.key in wanted[number] for hit in hits]
         count = "" if wanted is None else f"{sum(framed)} of {len(hits)}"
+        count = notes[number] if notes is not None else count
         taken = large.getlength(count)
         draw.text((width - GAP - taken, top), count, WANTED, large)
         draw.text((GAP, top), _lines(query, width - 3 * GAP - round(taken), 1, large), INK, large)

@@ -12,9 +12,9 @@ from ..trainer.metrics.retrieval import RetrievalSet
 from .config import RERANK
 from .encode.qformer import Run
 from .encode.query_encoder import QueryEncoder
-from .measure import SplitScores, queries_first
-from .mix import fit_first, fit_matching
-from .mix_file import ENCODER, RUN_ALONE, WAYS, Mix, Scorer, read_mix, save_mix
+from .measure import SplitScores, rows_of
+from .mix import fit_first, fit_matching, mixed
+from .mix_file import ENCODER, IMAGE_TO_TEXT, RUN_ALONE, TEXT_TO_IMAGE, WAYS, Mix, Scorer, read_mix, save_mix
 
 MAX_IMAGES = 1000  # of the validation split, which bounds memory and time
 
@@ -54,18 +54,21 @@ def fit_mix(features: Features, run: Run, encoders: Sequence[QueryEncoder], say:
     say(f"fitting the mix on {len(data.rows):,} validation images")
     scores = SplitScores(features, data, encoders)
     relevant = data.image_rows[None] == torch.arange(len(data.rows))[:, None]  # (N, M)
-
-    def first(way: str) -> dict[str, torch.Tensor]:
-        return {name: queries_first(matrix, way) for name, matrix in scores.first.items()}
-
-    scorer = Scorer(*(fit_first(first(way), queries_first(relevant, way)) for way in WAYS))
-    k = RERANK if scores.matcher else 0
-    if k:
-        scores.match([RUN_ALONE, scorer], k)
-        itm = {way: fit_matching(*scores.matched(scorer, way, k), queries_first(relevant, way)) for way in WAYS}
+    wanted = {TEXT_TO_IMAGE: relevant.T, IMAGE_TO_TEXT: relevant}
+    first = {way: scores.first(way) for way in WAYS}
+    scorer = Scorer(*(fit_first(first[way], wanted[way]) for way in WAYS))
+    ks = [RERANK] if scores.matcher else []
+    if ks:
+        ranked = scores.rank({"itc": RUN_ALONE, "mix": scorer}, RERANK)
+        scores.match(ranked.values(), RERANK)
+        itm = {}
+        for way in WAYS:
+            found = ranked["mix"][way]
+            logits = scores.matching(found, way, RERANK)
+            itm[way] = fit_matching(mixed(first[way], getattr(scorer, way)), found.chosen, logits, wanted[way])
         scorer = Scorer(*(replace(getattr(scorer, way), itm=itm[way]) for way in WAYS))
     alone = {"clip": ENCODER, "itc": RUN_ALONE}
-    rows = scores.rows({**{name: alone[name] for name in scores.first}, "mix": scorer}, k)
+    rows = rows_of(scores.rankings({**{name: alone[name] for name in scores.embedded}, "mix": scorer}, ks))
     mix = Mix(scorer, rows)
     save_mix(run.folder, mix, run.manifest["sha256"], features.identity, len(data.rows), len(data.texts))
     say(f"mix: {mix}")

@@ -17,6 +17,12 @@ T5 = {
     "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
 }  # fmt: skip
 
+BART = {
+    "model_type": "bart", "vocab_size": len(WORDS), "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 40, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+}  # fmt: skip
+
 
 def write_tokenizer(folder: Path, encoder_decoder: bool, words: Sequence[str] = tuple(WORDS)) -> None:
     from transformers import PreTrainedTokenizerFast

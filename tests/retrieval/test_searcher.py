@@ -280,7 +280,7 @@ def test_an_encoder_that_was_moved_away_is_done_without(pictures, clip_folder, t
     run_extract(pictures, tmp_path / "encoder", tmp_path / "features")
     shutil.copytree(trained / "runs", tmp_path / "runs")
     workspace, said = Workspace(tmp_path), []
-    evaluate(workspace, EvalOptions("val", 3, fit_mix=True), None, ON, print)
+    evaluate(workspace, EvalOptions("val", [3], fit_mix=True), None, ON, print)
     index_run(workspace, None, ON, print)
     mix = load_mix(workspace.run(), read_manifest(workspace.run())["sha256"])[0]
     assert mix.scorer.text_to_image.clip > 0
@@ -298,7 +298,7 @@ def test_an_encoder_that_was_moved_away_is_done_without(pictures, clip_folder, t
     with pytest.raises(QfError, match="no embeddings of the encoder; `qf index` adds them"):
         open_searcher(workspace, ON).text("a red bar", 3, scorer="encoder")
     caplog.clear()
-    evaluate(workspace, EvalOptions("val", 3, fit_mix=True), None, ON, print)
+    evaluate(workspace, EvalOptions("val", [3], fit_mix=True), None, ON, print)
     assert open_searcher(workspace, ON).text("a red bar", 3) == alone
     assert caplog.text == ""
 

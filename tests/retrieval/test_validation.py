@@ -31,7 +31,7 @@ def test_the_fitted_mix_is_stored_and_as_good_as_it_says(work):
     mix = fit_mix(*work, said.append)
     assert stored_mix(*work) == mix
     assert said == ["fitting the mix on 12 validation images", f"mix: {mix}"]
-    assert evaluate_retrieval(features, "val", encoders, 16, mix).rows == mix.rows
+    assert evaluate_retrieval(features, "val", encoders, [16], mix).rows == mix.rows
 
 
 def test_on_validation_the_mix_is_not_below_the_others(work):

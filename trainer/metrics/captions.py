@@ -154,5 +154,10 @@ def java_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) 
         raise RuntimeError("METEOR and SPICE need Java and pycocoevalcap: pip install pycocoevalcap")
     results = {n: [" ".join(caption_tokens(text))] for n, text in enumerate(candidates)}
     truths = {n: [" ".join(caption_tokens(text)) for text in texts] for n, texts in enumerate(references)}
-    score, _ = meteor.Meteor().compute_score(truths, results)
+    program = meteor.Meteor()
+    try:
+        score, _ = program.compute_score(truths, results)
+    finally:
+        program.meteor_p.stdout.close()  # which it leaves open
+        program.meteor_p.stderr.close()
     return {"METEOR": float(score)}

@@ -41,9 +41,13 @@ def ranks(scores: Tensor, relevant: Tensor) -> Tensor:
 
 def recalls(scores: Tensor, relevant: Tensor, prefix: str) -> dict[str, float]:
     """R@1, R@5 and R@10 of the queries (rows), in percent, under the names `prefix_R@K`."""
-    if len(scores) == 0:
+    return recall(ranks(scores, relevant) if len(scores) else torch.empty(0), prefix)
+
+
+def recall(found: Tensor, prefix: str) -> dict[str, float]:
+    """R@1, R@5 and R@10 of queries with the ranks `found` (n,), in percent, under the names `prefix_R@K`; 0 without queries."""
+    if len(found) == 0:
         return {f"{prefix}_R@{k}": 0.0 for k in KS}
-    found = ranks(scores, relevant)
     return {f"{prefix}_R@{k}": round((found < k).double().mean().item() * 100, 2) for k in KS}
 
 

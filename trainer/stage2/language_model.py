@@ -16,6 +16,7 @@ from torch import Tensor
 from ...pipeline.device import DTYPES, resolve_precision
 from ...pipeline.encoders.identity import encoder_folder, read_config, weights_sha256
 from ...pipeline.errors import EncoderError, TrainingError
+from ...pipeline.failures import out_of_memory
 from ..decoding import Decoder
 from .smollm2 import smollm2_folder
 
@@ -63,7 +64,7 @@ class LanguageModel:
         self.width: int = self.embeddings.weight.shape[1]
         self.scale = self.embeddings.weight.float().square().mean().sqrt().item()
         self.ends = frozenset(_end_ids(model, tokenizer))
-        self.window: int | None = None if self.encoder_decoder else getattr(config, "max_position_embeddings", None)
+        self.window: int | None = getattr(config, "max_position_embeddings", None)  # T5 has none
         # a part of a sequence, as `logits_to_keep` cuts it, is not contiguous: the CPU would copy the whole head for each text
         model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -111,8 +112,9 @@ class LanguageModel:
         return TextBatch(ids, mask, labels, min(len(prompt) for prompt, _ in examples), count)
 
     def fits(self, queries: int, prompt: Sequence[int], target: int) -> bool:
-        """Whether picture, prompt and `target` further tokens fit into the model's window."""
-        return self.window is None or queries + len(prompt) + target <= self.window
+        """Whether picture, prompt and `target` further tokens fit into the model's window. An encoder-decoder has one for each side."""
+        read = queries + len(prompt)
+        return self.window is None or (max(read, target) if self.encoder_decoder else read + target) <= self.window
 
     def check_window(self, queries: int, prompt: Sequence[int], target: int, what: str = "the prompt") -> None:
         """TrainingError if they do not fit, as of `fits`."""
@@ -280,9 +282,9 @@ def load_language_model(name: str, precision: str, device: torch.device) -> Lang
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # transformers raises errors of many kinds
+        if out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise TrainingError(f"--llm {name} cannot be loaded as a language model: {reason[0][:200]}") from error
     finally:

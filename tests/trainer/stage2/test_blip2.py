@@ -1,8 +1,8 @@
-"""Stage 2 against Blip2ForConditionalGeneration: loss, gradients and generated ids, for OPT and T5."""
+"""Stage 2 against Blip2ForConditionalGeneration: loss, gradients and generated ids, for OPT, T5 and BART."""
 
 import pytest
 import torch
-from language_models import OPT, T5, random_blip2_with, save_language_model
+from language_models import BART, OPT, T5, random_blip2_with, save_language_model
 from qf.trainer.config import QFormerConfig
 from qf.trainer.decoding import Decoding, generate
 from qf.trainer.stage2.language_model import load_language_model
@@ -48,7 +48,7 @@ class Both:
         return soft_prompts(self.ours, self.embeds, torch.arange(4), None, torch.float32)
 
 
-@pytest.fixture(scope="module", params=[OPT, T5], ids=["opt", "t5"])
+@pytest.fixture(scope="module", params=[OPT, T5, BART], ids=["opt", "t5", "bart"])
 def both(request, tmp_path_factory) -> Both:
     return Both(request.param, tmp_path_factory.mktemp("llm"))
 
@@ -89,7 +89,7 @@ def their_ids(both, **options) -> list[list[int]]:
         row[start:] if row[: len(ids[0])] == ids[0].tolist() or both.language_model.encoder_decoder else row
         for row in found
     ]
-    return [row[: row.index(2)] if 2 in row else [token for token in row if token] for row in texts]
+    return [row[: row.index(2)] if 2 in row else row for row in texts]
 
 
 @pytest.mark.parametrize(
@@ -154,3 +154,14 @@ def test_the_language_model_is_frozen_and_saved_nowhere(both):
     optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in both.language_model.model.state_dict().items())
     both.ours.load_state_dict(state)
+
+
+def test_a_window_counts_what_a_side_reads(both):
+    model = both.language_model
+    window = {"opt": 64, "t5": None, "bart": 40}[model.model.config.model_type]
+    assert model.window == window
+    if window is not None:
+        room = window - QUERIES - (0 if model.encoder_decoder else 5)
+        assert model.fits(QUERIES, [0] * room, 5)
+        assert not model.fits(QUERIES, [0] * (room + 1), 5)
+        assert not model.fits(QUERIES, [0], window + 1)
