@@ -68,12 +68,13 @@ def recall_of(found: np.ndarray, wanted: np.ndarray) -> float:
 def choose_form(images: np.ndarray, texts: np.ndarray, owners: np.ndarray, types: Sequence[str], recall: float) -> Form:
     """The smallest form of these types whose recall is at least `recall`, or else the one with the best recall.
 
-    images (n, Q, E) and texts (m, E), owners (m,) the image of each text. Every second text chooses the slots, the others measure."""
+    images (n, Q, E) and texts (m, E), owners (m,) the image of each text. Texts of every second image choose the slots, the others measure."""
     slots = images.shape[1]
-    if len(texts) < 2:
+    chooses = owners % 2 == 0
+    if chooses.all() or not chooses.any():
         return Form(types[-1], tuple(range(slots)), None, "no captions to measure recall with")
-    kept = winning_slots(images, texts[::2], owners[::2])
-    held_out = texts[1::2][:MOST_TEXTS]
+    kept = winning_slots(images, texts[chooses], owners[chooses])
+    held_out = texts[~chooses][:MOST_TEXTS]
     wanted = best_images(images, held_out)
     best, most = Form(types[-1], tuple(range(slots)), None, ""), -1.0
     sets = dict.fromkeys((kept, tuple(range(slots))))
