@@ -42,6 +42,7 @@ from .retrieval.config import (
     DemoOptions,
     EvalOptions,
     ExplainOptions,
+    IndexOptions,
     RunOptions,
     SearchOptions,
     ServeOptions,
@@ -204,12 +205,15 @@ def train(
 
 
 @command
-def index(run: RunOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions) -> None:
+def index(
+    options: IndexOptions, run: RunOptions, at: WorkspaceOptions, on: ComputeOptions, output: OutputOptions
+) -> None:
     """Build the FAISS index: the features under a run and under the encoder itself, or under the encoder alone without a run."""
+    options.check()
     from .retrieval.journey import index_run
 
     with Display(output.quiet) as display:
-        result = index_run(Workspace(at.workspace), run.run, on, display.say)
+        result = index_run(Workspace(at.workspace), run.run, on, display.say, options)
     emit(result, output)
 
 

@@ -20,6 +20,27 @@ class RunOptions:
     run: str | None = option(None, "Name of the run; the one trained last unless given.")
 
 
+TYPES = ("auto", "flat", "fp16", "sq8")
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How the vectors of an index are stored."""
+
+    type: str = option(
+        "auto",
+        "flat: exact. fp16, sq8: 2 bytes or 1 a number, without queries that never win. auto: exact up to --max-memory, else the smallest "
+        "that holds --recall.",
+    )
+    recall: float = option(0.99, "Least recall@10 of held-out captions against the exact index.", min=0, max=1)
+    max_memory: float = option(1.0, "GB that exact vectors may take with --type auto.", min=0, max=1e6)
+
+    def check(self) -> None:
+        """UsageError if the type is unknown."""
+        if self.type not in TYPES:
+            raise UsageError(f"--type {self.type}: use {', '.join(TYPES)}")
+
+
 @dataclass(frozen=True)
 class SearchOptions:
     """The query, unless it is a text, and the number of hits."""

@@ -90,12 +90,15 @@ def _run(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _index(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    vectors = f"{manifest['vectors']:,} vectors, {manifest['texts']:,} texts ({manifest['type']})"
+    vectors = f"{manifest['vectors']:,} vectors, {manifest['texts']:,} texts"
     yield "holds", f"{manifest['images']:,} images as {vectors}"
     spaces = {"itc": "the run's", "clip": "the encoder's"}
     found = " and ".join(
-        f"{spaces[name]} ({counted(count, 'vector')} an image)" for name, count in manifest["spaces"].items()
+        f"{spaces[name]} ({counted(len(form['slots']), 'vector')} an image)"
+        for name, form in manifest["spaces"].items()
     )
     yield "spaces", found
+    first = manifest["spaces"].get("itc") or manifest["spaces"]["clip"]
+    yield "stored", f"{first['type']}: {first['why']}"
     run = f"{manifest['run']['path']} and " if manifest["run"] else ""
     yield "from", f"{run}{manifest['features']['path']}; {size(manifest['bytes'])}"

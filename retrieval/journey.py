@@ -20,14 +20,14 @@ from ..trainer.runs.folder import Trained
 from ..trainer.runs.log import Report, no_report
 from ..trainer.stage1.stage import train
 from ..trainer.weights.export import Exported, export
-from .config import EvalOptions, ExplainOptions
+from .config import EvalOptions, ExplainOptions, IndexOptions
 from .encode.available import query_encoders
 from .encode.qformer import Run, check_features
 from .encode.query_encoder import QueryEncoder
 from .evaluate import Evaluated, evaluate_retrieval
 from .explain import Explained, cached_picture, explain
 from .heatmaps import draw_explanation
-from .index.build import Indexed, build_index
+from .index.build import Indexed, Storage, build_index
 from .mix_file import Mix, below_encoder, harmed_by_matching
 from .validation import ensured_mix, fit_mix, stored_mix
 
@@ -141,13 +141,20 @@ def train_stage2(
     return trained
 
 
-def index_run(workspace: Workspace, run: str | None, on: ComputeOptions, say: Say) -> Indexed:
+def index_run(
+    workspace: Workspace,
+    run: str | None,
+    on: ComputeOptions,
+    say: Say,
+    options: IndexOptions = IndexOptions(),  # noqa: B008 - frozen
+) -> Indexed:
     """Build the index of the workspace from the run of that name, or from the latest; from the encoder alone if there is no run
     yet."""
     device, features = resolve_device(on.device), Features(workspace.features)
     opened = _opened(workspace, run, on)
     say("indexing" if opened else "indexing the encoder's own embeddings (no run yet)")
-    return build_index(query_encoders(features, opened, device, say), opened, features, workspace.index)
+    storage = Storage(None if options.type == "auto" else options.type, options.recall, options.max_memory)
+    return build_index(query_encoders(features, opened, device, say), opened, features, workspace.index, storage)
 
 
 def _opened(workspace: Workspace, run: str | None, on: ComputeOptions) -> Run | None:

@@ -26,7 +26,7 @@ from .encode.qformer import Run, check_features
 from .encode.query_encoder import QueryEncoder
 from .index.space import Space
 from .index.store import Index, check_origin, make_index, open_index, origin_folder
-from .index.vectors import flat
+from .index.vectors import make_vectors
 from .mix_file import (
     ENCODER,
     RUN_ALONE,
@@ -185,7 +185,7 @@ class Searcher:
             elif isinstance(term.value, int):
                 vectors.append(space.images.reconstruct_n(term.value * space.per_image, space.per_image))
             else:
-                vectors.append(encoder.picture(term.value))
+                vectors.append(encoder.picture(term.value)[list(space.form.slots)])
         return combined(vectors, [term.weight for term in terms])
 
     def _found(self, term: Term) -> Term:
@@ -314,7 +314,7 @@ class Searcher:
     def _texts(self) -> dict[str, Any]:
         """The FAISS index of the captions in each space. They are embedded now where no index was built."""
         return {
-            name: flat(self.encoders[name].captions(self.features)) if space.texts is None else space.texts
+            name: make_vectors(self.encoders[name].captions(self.features)) if space.texts is None else space.texts
             for name, space in self.index.spaces.items()
         }
 

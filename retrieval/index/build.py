@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,11 +11,15 @@ import numpy as np
 
 from ...pipeline.formatting import duration, size
 from ...pipeline.results import Result
+from .compact import Form, choose_form, exact
 from .space import Space
 from .store import make_index, origin, save_index
+from .vectors import BYTES, empty_index, make_vectors
 
 if TYPE_CHECKING:
     from ...pipeline.features.reader import Features
+
+SAMPLE = 8192  # images on which the form of a space is chosen
 
 
 class IndexedRun(Protocol):
@@ -47,6 +52,15 @@ class Embeds(Protocol):
 
 
 @dataclass(frozen=True)
+class Storage:
+    """How vectors may be stored. None of `type`: as small as `recall` allows, where exact vectors exceed `max_memory` GB."""
+
+    type: str | None = None
+    recall: float = 0.99
+    max_memory: float = 1.0
+
+
+@dataclass(frozen=True)
 class Indexed(Result):
     """A finished index."""
 
@@ -57,30 +71,68 @@ class Indexed(Result):
     bytes: int
     seconds: float
     index: str
+    why: str  # of the type and the number of vectors
 
     def __str__(self) -> str:
         return (
             f"index     {self.images:,} images as {self.vectors:,} vectors, {self.texts:,} texts; {size(self.bytes)} at "
-            f"{self.index}  ({duration(self.seconds)})"
+            f"{self.index}  ({duration(self.seconds)})\n          {self.type}: {self.why}"
         )
 
 
-def build_index(encoders: Sequence[Embeds], run: IndexedRun | None, features: "Features", folder: Path) -> Indexed:
+def build_index(
+    encoders: Sequence[Embeds],
+    run: IndexedRun | None,
+    features: "Features",
+    folder: Path,
+    storage: Storage = Storage(),
+) -> Indexed:
     """Index all images and captions of the features in `folder`, in the space of each encoder. `run` is the one among them."""
     started = time.perf_counter()
-    spaces = {encoder.name: Space.of(_images(encoder, features), encoder.captions(features)) for encoder in encoders}
+    exact_bytes = sum(
+        4 * encoder.width * (encoder.per_image * len(features) + sum(map(len, features.captions)))
+        for encoder in encoders
+    )
+    spaces = {encoder.name: _space(encoder, features, storage, exact_bytes) for encoder in encoders}
     built_from = None if run is None else (run.folder, run.manifest["sha256"])
     encoder_text = next((made for encoder in encoders if (made := encoder.for_queries())), None)
-    manifest = save_index(make_index(features, spaces, origin(folder, built_from, features), encoder_text), folder)
+    index = make_index(features, spaces, origin(folder, built_from, features), encoder_text)
+    manifest = save_index(index, folder)
     counts = {name: manifest[name] for name in ("images", "vectors", "texts", "type", "bytes")}
-    return Indexed(**counts, seconds=round(time.perf_counter() - started, 3), index=str(folder))
+    seconds = round(time.perf_counter() - started, 3)
+    return Indexed(**counts, seconds=seconds, index=str(folder), why=index.first.form.why)
 
 
-def _images(encoder: Embeds, features: "Features") -> np.ndarray:
-    """The embeddings (N, Q, E) of all images."""
-    images = np.empty((len(features), encoder.per_image, encoder.width), np.float32)
-    done = 0
-    for batch in encoder.images(features):
-        images[done : done + len(batch)] = batch
-        done += len(batch)
-    return images
+def _space(encoder: Embeds, features: "Features", storage: Storage, exact_bytes: int) -> Space:
+    """The space of an encoder. Its form is chosen on the first SAMPLE images; the others follow batch by batch, so that no more of them
+    than these are in memory as float32."""
+    batches = encoder.images(features)
+    first = _first(batches, SAMPLE, encoder)
+    texts = encoder.captions(features)
+    form = _form(first, texts, features, storage, exact_bytes)
+    images = empty_index(form.type, first[:, list(form.slots)].reshape(-1, encoder.width))
+    for batch in chain([first], batches):
+        images.add(np.ascontiguousarray(batch[:, list(form.slots)].reshape(-1, encoder.width), np.float32))
+    return Space(images, make_vectors(texts, form.type), form)
+
+
+def _form(first: np.ndarray, texts: np.ndarray, features: "Features", storage: Storage, exact_bytes: int) -> Form:
+    """How to store a space, by its first images (n, Q, E) and the texts (M, E) of all images."""
+    if storage.type == "flat":
+        return exact(first.shape[1], "exact vectors, as asked for")
+    if storage.type is None and exact_bytes <= storage.max_memory * 1e9:
+        return exact(
+            first.shape[1],
+            f"exact vectors take {size(exact_bytes)}, no more than --max-memory {storage.max_memory:g} GB",
+        )
+    owners = np.repeat(np.arange(len(first)), [len(captions) for captions in features.captions[: len(first)]])
+    types = list(BYTES)[::-1] if storage.type is None else [storage.type]
+    return choose_form(first, texts[: len(owners)], owners, types, storage.recall)
+
+
+def _first(batches: Iterator[np.ndarray], count: int, encoder: Embeds) -> np.ndarray:
+    """The embeddings (n, Q, E) of the first images, at least `count` or all; their batches are taken."""
+    taken: list[np.ndarray] = [np.empty((0, encoder.per_image, encoder.width), np.float32)]
+    while sum(map(len, taken)) < count and (batch := next(batches, None)) is not None:
+        taken.append(np.array(batch, np.float32))
+    return np.concatenate(taken)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, TypedDict
 
 from msgspec import Meta
 
-from ...pipeline.artifacts import Count, FileEntry, Kind, Sha256, Size
+from ...pipeline.artifacts import Count, FileEntry, Kind, Sha256
 
 ROWS, STARTS = "rows.bin", "rows.starts"  # see rows.py
 ENCODER_TEXT = "encoder_text.json"  # describes the encoder's text model for queries, where NumPy computes the same
@@ -28,14 +28,23 @@ class BuiltFromFeatures(TypedDict):
     identity: Sha256
 
 
+class SpaceForm(TypedDict):
+    """How the vectors of a space are stored: see compact.py."""
+
+    type: Literal["flat", "fp16", "sq8"]
+    slots: Annotated[list[Count], Meta(min_length=1)]  # query slots of an image that are kept
+    recall: Annotated[float, Meta(ge=0, le=1)] | None
+    why: str
+
+
 class IndexManifest(TypedDict):
     """A finished index."""
 
-    type: Literal["flat"]
+    type: Literal["flat", "fp16", "sq8"]  # of the run's space, or of the encoder's if there is no run
     images: Count
     vectors: Count  # of the images in the run's space, or in the encoder's if there is no run
     texts: Count
-    spaces: Annotated[dict[Literal["itc", "clip"], Size], Meta(min_length=1)]  # vectors an image in each space
+    spaces: Annotated[dict[Literal["itc", "clip"], SpaceForm], Meta(min_length=1)]
     bytes: Count
     files: list[FileEntry]
     run: BuiltFromRun | None

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .vectors import flat, read_flat
+from .compact import Form, exact
+from .vectors import make_vectors, read_vectors
 
 ROWS_AT_ONCE = 2**16  # vectors
 
@@ -18,18 +19,24 @@ class Space:
 
     images: Any  # faiss index of N * per_image vectors
     texts: Any | None  # faiss index of M vectors; None if they were not embedded
-    per_image: int
+    form: Form
 
     @classmethod
     def of(cls, images: np.ndarray, texts: np.ndarray | None) -> "Space":
-        """images (N, Q, E), texts (M, E)."""
-        return cls(flat(images.reshape(-1, images.shape[-1])), None if texts is None else flat(texts), images.shape[1])
+        """images (N, Q, E), texts (M, E), all of them in float32."""
+        made = make_vectors(images.reshape(-1, images.shape[-1]))
+        return cls(made, None if texts is None else make_vectors(texts), exact(images.shape[1], ""))
 
     @classmethod
-    def read(cls, files: Iterable[Path], per_image: int) -> "Space":
-        """A space from its files of images and of texts. Errors as of `read_flat`."""
-        images, texts = map(read_flat, files)
-        return cls(images, texts, per_image)
+    def read(cls, files: Iterable[Path], form: Form) -> "Space":
+        """A space from its files of images and of texts. Errors as of `read_vectors`."""
+        images, texts = (read_vectors(file, form.type) for file in files)
+        return cls(images, texts, form)
+
+    @property
+    def per_image(self) -> int:
+        """The vectors of an image."""
+        return len(self.form.slots)
 
     @property
     def shape(self) -> tuple[int, int, bool]:

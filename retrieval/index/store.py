@@ -3,7 +3,7 @@
 An index knows the run and the features that it was built from."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from ...pipeline.artifacts import check_files, described, has_manifest, read_man
 from ...pipeline.errors import ArtifactError, first_line
 from ...pipeline.files import atomic_file, locked
 from ...pipeline.replacement import clear, place_to_write, settle
+from .compact import Form
 from .manifest import ENCODER_TEXT, INDEX, ROWS, SPACES, STARTS
 from .rows import Row, Rows, check_rows, open_rows, rows_of_table, save_rows
 from .space import Space
@@ -76,11 +77,14 @@ def save_index(index: Index, folder: Path) -> dict[str, Any]:
         save_rows(index.rows, place)
         files = [described(place / name) for name in (*names, ROWS, STARTS)]
         content = {
-            "type": "flat",
+            "type": index.first.form.type,
             "images": len(index),
             "vectors": len(index) * index.first.per_image,
             "texts": index.rows.captions,
-            "spaces": {scorer: space.per_image for scorer, space in index.spaces.items()},
+            "spaces": {
+                scorer: {**asdict(space.form), "slots": list(space.form.slots)}
+                for scorer, space in index.spaces.items()
+            },
             "bytes": sum(file["bytes"] for file in files),
             "files": files,
             **index.manifest,
@@ -111,8 +115,10 @@ def _open(folder: Path, manifest: dict[str, Any]) -> Index:
     unknown = check_files(folder, manifest["files"], REBUILD)
     try:
         spaces = {
-            scorer: Space.read((folder / name for name in SPACES[scorer]), per_image)
-            for scorer, per_image in manifest["spaces"].items()
+            scorer: Space.read(
+                (folder / name for name in SPACES[scorer]), Form(**{**form, "slots": tuple(form["slots"])})
+            )
+            for scorer, form in manifest["spaces"].items()
         }
         rows = open_rows(folder)
         if unknown:

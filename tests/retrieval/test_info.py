@@ -17,7 +17,7 @@ def part(trained, kind):
     [
         ("features", ["from", "encoder", "holds", "on disk"]),
         ("run", ["model", "trained", "losses", "features", "best", "mix"]),
-        ("index", ["holds", "spaces", "from"]),
+        ("index", ["holds", "spaces", "stored", "from"]),
     ],
 )
 def test_each_kind_of_artifact_is_described_line_by_line(trained, kind, names):
@@ -29,7 +29,7 @@ def test_each_kind_of_artifact_is_described_line_by_line(trained, kind, names):
 def test_the_text_has_the_figures_of_the_artifact(trained):
     assert "24 images (12 train, 12 val), 48 captions" in str(info(part(trained, "features")))
     assert "4 queries, from scratch" in str(info(part(trained, "run")))
-    assert "24 images as 96 vectors, 48 texts (flat)" in str(info(part(trained, "index")))
+    assert "24 images as 96 vectors, 48 texts\n" in str(info(part(trained, "index")))
     assert "the encoder's (1 vector an image) and the run's (4 vectors an image)" in str(info(part(trained, "index")))
     assert "validation R@1 both ways: clip " in str(info(part(trained, "run")))
 

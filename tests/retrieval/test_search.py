@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qf.retrieval.index.vectors import flat
+from qf.retrieval.index.vectors import make_vectors
 from qf.retrieval.search import Part, Ranking, best_distinct, nearest_images, reorder
 
 
@@ -23,7 +23,7 @@ def naive(parts, k):
 def searched(parts, k):
     """The same by `best_distinct`."""
     return best_distinct(
-        [Part(flat(v.reshape(-1, v.shape[-1])), queries, v.shape[1], weight) for v, queries, weight in parts], k
+        [Part(make_vectors(v.reshape(-1, v.shape[-1])), queries, v.shape[1], weight) for v, queries, weight in parts], k
     )
 
 
@@ -78,7 +78,7 @@ def test_search_among_unit_vectors_equals_the_full_score_matrix(weight):
         return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
     trained, own = unit(500, 16, 32), unit(500, 1, 24)
-    assert isinstance(flat(trained.reshape(-1, 32)), faiss.IndexFlatIP)
+    assert isinstance(make_vectors(trained.reshape(-1, 32)), faiss.IndexFlatIP)
     for _ in range(20):
         parts = [(trained, unit(1, 32), 1 - weight), (own, unit(1, 24), weight)][: 2 if weight else 1]
         assert searched(parts, 10).items.tolist() == naive(parts, 10)[0]
@@ -87,19 +87,19 @@ def test_search_among_unit_vectors_equals_the_full_score_matrix(weight):
 def test_an_item_has_the_same_score_wherever_it_stands():
     draw = np.random.default_rng(3)
     vectors = np.repeat(draw.normal(size=(1, 7, 33)).astype(np.float32), 3000, 0)
-    part = Part(flat(vectors.reshape(-1, 33)), draw.normal(size=(5, 33)).astype(np.float32), 7, 0.3)
+    part = Part(make_vectors(vectors.reshape(-1, 33)), draw.normal(size=(5, 33)).astype(np.float32), 7, 0.3)
     assert len(set(part.scores(np.arange(3000)).tolist())) == 1
 
 
 def test_an_empty_index_gives_no_hits():
-    part = Part(flat(np.zeros((0, 4), np.float32)), np.ones((1, 4), np.float32), 1)
+    part = Part(make_vectors(np.zeros((0, 4), np.float32)), np.ones((1, 4), np.float32), 1)
     assert len(best_distinct([part], 3).items) == 0
 
 
 def test_images_like_an_image_compare_query_by_query():
     draw = np.random.default_rng(1)
     vectors = draw.normal(size=(20, 3, 4)).astype(np.float32)
-    hits = nearest_images(flat(vectors.reshape(-1, 4)), vectors[5], 4, 3)
+    hits = nearest_images(make_vectors(vectors.reshape(-1, 4)), vectors[5], 4, 3)
     scores = [float(np.mean([vectors[i, q] @ vectors[5, q] for q in range(3)])) for i in range(20)]
     assert hits.items.tolist() == sorted(range(20), key=lambda i: -scores[i])[:4]
     assert hits.scores[0] == pytest.approx(max(scores), rel=1e-5)

@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from qf.pipeline.artifacts import read_manifest
 from qf.pipeline.features.reader import Features
 from qf.retrieval.encode.joint_space import JointSpace
-from qf.retrieval.index.build import build_index
+from qf.retrieval.index.build import Storage, build_index
 from qf.retrieval.index.manifest import INDEX
 from qf.retrieval.index.store import open_index
 from qf.retrieval.verify import verify
@@ -47,7 +48,7 @@ def test_batches_of_images_lie_in_the_order_of_the_features(trained, tmp_path):
 def test_the_result_is_what_scripts_and_people_read(trained, tmp_path):
     result = build_index([Counting()], Counting(), Features(trained / "features"), tmp_path / "index")
     manifest = read_manifest(tmp_path / "index", INDEX)
-    assert list(result.to_json()) == ["images", "vectors", "texts", "type", "bytes", "seconds", "index"]
+    assert list(result.to_json()) == ["images", "vectors", "texts", "type", "bytes", "seconds", "index", "why"]
     assert result.bytes == manifest["bytes"] == sum(file["bytes"] for file in manifest["files"])
     assert str(result).startswith("index     24 images as 48 vectors, 48 texts; ")
 
@@ -81,3 +82,43 @@ def test_images_without_captions_are_indexed(pictures, clip_folder, tmp_path):
     assert (result.images, result.texts) == (24, 0)
     assert len(open_index(tmp_path / "index")) == 24
     assert verify(tmp_path / "index").problems == []
+
+
+class Drawn(Counting):
+    """Random embeddings of unit length, eight an image; captions lie near the first two of their image."""
+
+    per_image, width = 8, 32
+
+    def images(self, features):
+        draw = np.random.default_rng(0).normal(size=(len(features), 8, 32)).astype(np.float32)
+        every = draw / np.linalg.norm(draw, axis=-1, keepdims=True)
+        every[:, 2:] = -every[:, :1]
+        yield from (every[start : start + 5] for start in range(0, len(every), 5))
+
+    def captions(self, features):
+        every = np.concatenate(list(self.images(features)))
+        return np.concatenate([every[n, np.arange(len(some)) % 2] for n, some in enumerate(features.captions)])
+
+
+@pytest.mark.parametrize(("type", "stored"), [("sq8", "sq8"), ("fp16", "fp16"), (None, "sq8")])
+def test_a_small_index_keeps_what_wins(trained, tmp_path, monkeypatch, type, stored):
+    monkeypatch.setattr("qf.retrieval.index.build.SAMPLE", 10)
+    features = Features(trained / "features")
+    whole = build_index([Drawn()], Drawn(), features, tmp_path / "whole")
+    result = build_index([Drawn()], Drawn(), features, tmp_path / "index", Storage(type, 0.9, 0.0))
+    assert (result.type, result.vectors) == (stored, 24 * 2)
+    assert result.bytes < whole.bytes
+    assert "recall@10" in str(result)
+    space = open_index(tmp_path / "index").spaces["itc"]
+    wanted = np.concatenate(list(Drawn().images(features)))[:, :2]
+    found = space.images.reconstruct_n(0, 48).reshape(24, 2, 32)
+    assert np.abs(found - wanted)[:10].max() < 0.01
+    assert read_manifest(tmp_path / "index", INDEX)["spaces"]["itc"]["slots"] == [0, 1]
+
+
+def test_exact_vectors_stay_while_they_fit(trained, tmp_path):
+    result = build_index(
+        [Drawn()], Drawn(), Features(trained / "features"), tmp_path / "index", Storage(None, 0.9, 1.0)
+    )
+    assert result.type == "flat"
+    assert "no more than --max-memory 1 GB" in result.why

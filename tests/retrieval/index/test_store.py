@@ -21,7 +21,7 @@ from qf.retrieval.index.manifest import INDEX
 from qf.retrieval.index.rows import save_rows
 from qf.retrieval.index.space import Space
 from qf.retrieval.index.store import make_index, open_index, save_index
-from qf.retrieval.index.vectors import flat
+from qf.retrieval.index.vectors import make_vectors
 from qf.retrieval.journey import index_run
 from qf.retrieval.search import Ranking
 from qf.retrieval.searcher import Searcher, open_searcher
@@ -30,6 +30,8 @@ from qf.retrieval.verify import verify
 from conftest import reseal, run_extract  # isort: skip
 
 CPU, ON = torch.device("cpu"), ComputeOptions("cpu", "float32")
+
+ONE = {"type": "flat", "slots": [0], "recall": None, "why": ""}  # vector an image
 
 
 @pytest.fixture
@@ -141,15 +143,15 @@ def test_an_index_that_is_rebuilt_while_it_is_opened_is_read_whole(workspace, mo
     before = open_index(folder)
     origin = {name: before.manifest[name] for name in ("run", "features")}
 
-    def read_flat(path):
+    def read_vectors(path, type):
         if not files:  # another process rebuilds the index between two files
             space = Space.of(np.ones((24, 4, 256)), np.zeros((48, 256)))
             other = make_index(Features(workspace / "features"), before.spaces | {"itc": space}, origin)
             save_index(other, folder)
         files.append(path.name)
-        return vectors.read_flat(path)
+        return vectors.read_vectors(path, type)
 
-    monkeypatch.setattr("qf.retrieval.index.space.read_flat", read_flat)
+    monkeypatch.setattr("qf.retrieval.index.space.read_vectors", read_vectors)
     index = open_index(folder)
     assert index.first.images.reconstruct(0)[0] == 1
     assert index.first.texts.reconstruct(0)[0] == 0
@@ -162,8 +164,8 @@ def test_an_index_that_is_rebuilt_while_it_is_opened_is_read_whole(workspace, mo
         lambda faiss, old: faiss.IndexIDMap(faiss.IndexFlatIP(old.d)),
         lambda faiss, old: faiss.IndexFlatL2(old.d),
         lambda faiss, old: faiss.IndexFlatIP(old.d),
-        lambda faiss, old: flat(np.ones((old.ntotal, old.d + 1), np.float32)),
-        lambda faiss, old: flat(np.full((old.ntotal, old.d), np.nan, np.float32)),
+        lambda faiss, old: make_vectors(np.ones((old.ntotal, old.d + 1), np.float32)),
+        lambda faiss, old: make_vectors(np.full((old.ntotal, old.d), np.nan, np.float32)),
     ],
     ids=["an IDMap", "another metric", "no vectors", "another dimension", "NaN"],
 )
@@ -184,7 +186,7 @@ def test_a_header_that_promises_too_many_vectors_is_refused(workspace):
     data[8:16] = (2**40).to_bytes(8, "little")
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"no room for 1,099,511,627,776 vectors"):
-        vectors.read_flat(path)
+        vectors.read_vectors(path, "flat")
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800"], ids=["null byte", "half a surrogate pair"])
@@ -197,7 +199,13 @@ def test_an_index_of_a_folder_that_cannot_exist_is_refused(workspace, path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"run": None}, {"spaces": {"clip": 1}}, {"spaces": {"itc": 5, "clip": 1}}, {"vectors": 5}]
+    "changes",
+    [
+        {"run": None},
+        {"spaces": {"clip": ONE}},
+        {"spaces": {"itc": {**ONE, "slots": [0] * 5}, "clip": ONE}},
+        {"vectors": 5},
+    ],
 )
 def test_a_manifest_that_does_not_fit_the_files_is_refused(workspace, changes):
     reseal(workspace / "index" / "manifest.json", **changes)
