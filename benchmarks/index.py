@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/index.py --images 20000          # random images, of whose 32 queries 12 ever win
 
 For each type of number, with all query slots and with those that ever win: bytes as a share of float32's, recall@10 against the exact
-ranking, and milliseconds of a search for the 10 best images by FAISS. Captions of every second image choose the slots, those of the others are the
-queries. Prints one JSON object."""
+ranking, and milliseconds of a search for the 10 best images by FAISS. Captions of every second image choose the slots, those of the
+others are the queries. Prints one JSON object."""
 
 import argparse
 import json
