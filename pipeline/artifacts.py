@@ -55,12 +55,13 @@ class Kind:
     """A kind of artifact. Each wing that writes artifacts declares its own.
 
     `fields` is the TypedDict of its manifest; `files` are patterns of the names that qf gives in such a folder, besides the
-    manifest."""
+    manifest; `overwrites` tells whether the command needs --overwrite to make it anew."""
 
     name: str
     command: str
     fields: type
     files: tuple[str, ...]
+    overwrites: bool = True
 
 
 # ---- sealed JSON -----------------------------------------------------------------------------------------------------
@@ -156,7 +157,9 @@ def read_manifest(folder: Path, kind: Kind | None = None) -> dict[str, Any]:
         state = "is unfinished" if folder.is_dir() and any(folder.iterdir()) else "does not exist or is empty"
         command = f"; make it with `{kind.command}`" if kind else ""
         raise ArtifactError(f"{kind.name if kind else 'artifact'} folder {folder} {state} (no {MANIFEST}){command}")
-    path, cure = folder / MANIFEST, f"make it again{f' with `{kind.command}`' if kind else ''} and --overwrite"
+    cure = f"make it again{f' with `{kind.command}`' if kind else ''}"
+    cure += " and --overwrite" if kind is None or kind.overwrites else ""
+    path = folder / MANIFEST
     manifest = read_sealed(path, _Any, cure)
     if manifest["version"] != VERSION:
         raise ArtifactError(f"{path} was written by another version of qf ({manifest['version']}); {cure}")

@@ -60,4 +60,5 @@ INDEX = Kind(
         ENCODER_TEXT,
         *(name for names in SPACES.values() for name in names),
     ),  # rows.arrow is of earlier versions
+    overwrites=False,
 )
