@@ -200,8 +200,8 @@ def train(
     with Display(output.quiet or here.rank > 0) as display:
         show = (display.say, display.training, display.extracting)
         result = train_run(Workspace(at.workspace), options, config, on, *show)
-    if here.rank == 0:
-        emit(result, output)
+    here.end()
+    emit(result, output)
 
 
 @command
@@ -442,6 +442,7 @@ class StderrHandler(logging.Handler):
 
 def main() -> None:
     """Entry point of the `qf` command."""
+    take_signals(leave)  # until something catches an interrupt
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if "OMP_WAIT_POLICY" not in os.environ:  # PyTorch's threads wait for each other; where others want the cores too,
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # spinning for long took ten times as long
@@ -450,8 +451,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for letters that the terminal's encoding lacks
     logging.getLogger("qf").handlers = [StderrHandler()]
     arguments, debug = sys.argv[1:], "--debug" in sys.argv  # anywhere, and no option of a command
-    take_signals(interrupt)
     try:
+        take_signals(interrupt)
         with one_line_errors(debug):
             code = app([one for one in arguments if one != "--debug"], prog_name="qf", standalone_mode=False)
             sys.stdout.flush()

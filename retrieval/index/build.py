@@ -74,9 +74,10 @@ class Indexed(Result):
     why: str  # of the type and the number of vectors
 
     def __str__(self) -> str:
+        form = "" if self.type == "flat" else f"\n          {self.type}: {self.why}"
         return (
             f"index     {self.images:,} images as {self.vectors:,} vectors, {self.texts:,} texts; {size(self.bytes)} at "
-            f"{self.index}  ({duration(self.seconds)})\n          {self.type}: {self.why}"
+            f"{self.index}  ({duration(self.seconds)}){form}"
         )
 
 

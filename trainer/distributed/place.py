@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ class Place:
         """End this process when its launcher has ended, even by SIGKILL: an orphan would train on, and keep the lock."""
         if self.launcher is not None:
             threading.Thread(target=self._watch, daemon=True).start()
+
+    def end(self) -> None:
+        """End this process, unless it is the first: its work is done, and PyTorch's threads may abort it while Python ends."""
+        if self.rank:
+            sys.stderr.flush()
+            os._exit(0)
 
     def _watch(self) -> None:
         while os.getppid() == self.launcher:
