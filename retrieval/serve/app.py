@@ -227,6 +227,10 @@ def make_app(collection: Collection, door: Door, max_bytes: int, queue: int) -> 
             raise HTTPException(404, "no such file")
         return Response(server.static[name], media_type=STATIC[name], headers={"Cache-Control": FOR_EVER})
 
+    @app.get("/favicon.ico", include_in_schema=False)  # browsers ask for it beside a picture that is opened by itself
+    async def favicon() -> Response:
+        return await static("icon.svg")
+
     @app.get("/api/search")
     async def search(question: Annotated[Question, Query()]) -> Answer:
         """The images that fit texts and pictures best."""

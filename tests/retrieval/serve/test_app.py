@@ -224,6 +224,7 @@ def test_an_error_is_on_the_page(client):
 
 
 def test_static_files_are_three(client):
+    assert client.get("/favicon.ico").content == client.get("/static/icon.svg").content
     for name in ("style.css", "app.js", "icon.svg"):
         assert client.get(f"/static/{name}").status_code == 200
     for name in ("index.html", "..%2fapp.py", "..%2f..%2fsearcher.py"):
