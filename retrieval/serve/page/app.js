@@ -142,7 +142,9 @@ $("heat").addEventListener("click", () => {
 $("large").addEventListener("error", () => say($("large").classList.contains("heat") ? "There is no heat map of it." : "The picture is not there any more."));
 $("close").addEventListener("click", () => look.close());
 look.addEventListener("click", (event) => { if (event.target === look) look.close(); });
-look.addEventListener("close", () => current?.isConnected && current.focus());
+look.addEventListener("close", () => {  // it comes after a key that followed, such as /
+  if (current?.isConnected && document.activeElement !== $("q")) current.focus();
+});
 
 // ---- keyboard ----
 
