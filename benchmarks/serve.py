@@ -28,6 +28,7 @@ from qf.pipeline.workspace import Workspace
 from qf.retrieval.index.store import open_index
 
 WARM_UP = 1.0  # seconds
+ASKED = 5000  # captions to ask, at most
 
 
 async def client(
@@ -92,7 +93,12 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=10, help="hits of a search")
     options = parser.parse_args()
     index = open_index(Workspace(options.workspace).index)
-    addresses = itertools.cycle([f"/api/search?{urlencode({'q': text, 'k': options.k})}" for text in index.captions])
+    addresses = itertools.cycle(
+        [
+            f"/api/search?{urlencode({'q': text, 'k': options.k})}"
+            for text in index.rows.texts(np.arange(min(ASKED, index.rows.captions)))
+        ]
+    )
     command = [sys.executable, "-m", "qf.cli", "serve", "--port", "0", "--workspace", str(options.workspace)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
