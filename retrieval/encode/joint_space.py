@@ -105,10 +105,5 @@ class JointSpace:
         for start in range(0, len(features), BATCH):
             yield features.pooled[start : start + BATCH, None]
 
-    def scores(self, features: "Features", rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        assert features.pooled is not None
-        scores: np.ndarray = features.pooled[rows] @ self.texts(texts).T
-        return scores
-
     def matching(self, features: "Features", rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
         raise QfError("--rerank needs a trained model; train one first: qf train")

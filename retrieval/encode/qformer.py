@@ -127,11 +127,6 @@ class Run:
         for batch in self.embedder.image_batches(features, features.rows()):  # a device may not have room for all
             yield batch.cpu().numpy()
 
-    def scores(self, features: "Features", rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        from ...trainer.stage1.embedder import similarity_matrix
-
-        return similarity_matrix(self.embedder.images(features, rows), self.embedder.texts(texts)).numpy()
-
     def matching(self, features: "Features", rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
         self.check_matches()
         return self.embedder.matching(features, rows, texts, pairs).numpy()

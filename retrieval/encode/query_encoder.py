@@ -54,9 +54,6 @@ class QueryEncoder(Protocol):
     def images(self, features: "Features") -> Iterator[np.ndarray]:
         """All images of the features, some at a time -> (n, Q, E)."""
 
-    def scores(self, features: "Features", rows: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-        """Scores (N, M) of the images in `rows` and texts: the maximum over an image's embeddings of the dot product."""
-
     def matching(self, features: "Features", rows: np.ndarray, texts: Sequence[str], pairs: np.ndarray) -> np.ndarray:
         """ITM logits (n,) of pairs (n, 2) of positions in `rows` and `texts`. QfError unless the encoder `matches`."""
 

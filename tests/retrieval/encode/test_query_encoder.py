@@ -46,10 +46,3 @@ def test_a_query_is_embedded_as_the_same_text_among_others(encoder):
 
 def test_no_texts_give_an_empty_array(encoder):
     assert encoder.texts([]).shape == (0, encoder.width)
-
-
-def test_a_score_is_the_maximum_over_an_images_embeddings(encoder, features):
-    rows = np.array([20, 3, 11])
-    images = np.concatenate(list(encoder.images(features)))[rows]
-    naive = np.einsum("nqe,me->nmq", images, encoder.texts(TEXTS)).max(2)
-    assert encoder.scores(features, rows, TEXTS) == pytest.approx(naive, abs=1e-5)
