@@ -27,7 +27,7 @@ from .encode.query_encoder import QueryEncoder
 from .evaluate import Evaluated, evaluate_retrieval
 from .explain import Explained, cached_picture, explain
 from .heatmaps import draw_explanation
-from .index.build import Indexed, Storage, build_index
+from .index.build import Indexed, build_index
 from .mix_file import Mix, below_encoder, harmed_by_matching
 from .validation import ensured_mix, fit_mix, stored_mix
 
@@ -153,8 +153,7 @@ def index_run(
     device, features = resolve_device(on.device), Features(workspace.features)
     opened = _opened(workspace, run, on)
     say("indexing" if opened else "indexing the encoder's own embeddings (no run yet)")
-    storage = Storage(None if options.type == "auto" else options.type, options.recall, options.max_memory)
-    return build_index(query_encoders(features, opened, device, say), opened, features, workspace.index, storage)
+    return build_index(query_encoders(features, opened, device, say), opened, features, workspace.index, options)
 
 
 def _opened(workspace: Workspace, run: str | None, on: ComputeOptions) -> Run | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...pipeline.formatting import duration, size
 from ...pipeline.results import Result
+from ..config import IndexOptions
 from .compact import Form, choose_form, exact
 from .space import Space
 from .store import make_index, origin, save_index
@@ -52,15 +53,6 @@ class Embeds(Protocol):
 
 
 @dataclass(frozen=True)
-class Storage:
-    """How vectors may be stored. None of `type`: as small as `recall` allows, where exact vectors exceed `max_memory` GB."""
-
-    type: str | None = None
-    recall: float = 0.99
-    max_memory: float = 1.0
-
-
-@dataclass(frozen=True)
 class Indexed(Result):
     """A finished index."""
 
@@ -86,7 +78,7 @@ def build_index(
     run: IndexedRun | None,
     features: "Features",
     folder: Path,
-    storage: Storage = Storage(),
+    options: IndexOptions = IndexOptions(),  # noqa: B008 - frozen
 ) -> Indexed:
     """Index all images and captions of the features in `folder`, in the space of each encoder. `run` is the one among them."""
     started = time.perf_counter()
@@ -94,7 +86,7 @@ def build_index(
         4 * encoder.width * (encoder.per_image * len(features) + sum(map(len, features.captions)))
         for encoder in encoders
     )
-    spaces = {encoder.name: _space(encoder, features, storage, exact_bytes) for encoder in encoders}
+    spaces = {encoder.name: _space(encoder, features, options, exact_bytes) for encoder in encoders}
     built_from = None if run is None else (run.folder, run.manifest["sha256"])
     encoder_text = next((made for encoder in encoders if (made := encoder.for_queries())), None)
     index = make_index(features, spaces, origin(folder, built_from, features), encoder_text)
@@ -104,31 +96,31 @@ def build_index(
     return Indexed(**counts, seconds=seconds, index=str(folder), why=index.first.form.why)
 
 
-def _space(encoder: Embeds, features: "Features", storage: Storage, exact_bytes: int) -> Space:
+def _space(encoder: Embeds, features: "Features", options: IndexOptions, exact_bytes: int) -> Space:
     """The space of an encoder. Its form is chosen on the first SAMPLE images; the others follow batch by batch, so that no more of them
     than these are in memory as float32."""
     batches = encoder.images(features)
     first = _first(batches, SAMPLE, encoder)
     texts = encoder.captions(features)
-    form = _form(first, texts, features, storage, exact_bytes)
+    form = _form(first, texts, features, options, exact_bytes)
     images = empty_index(form.type, first[:, list(form.slots)].reshape(-1, encoder.width))
     for batch in chain([first], batches):
         images.add(np.ascontiguousarray(batch[:, list(form.slots)].reshape(-1, encoder.width), np.float32))
     return Space(images, make_vectors(texts, form.type), form)
 
 
-def _form(first: np.ndarray, texts: np.ndarray, features: "Features", storage: Storage, exact_bytes: int) -> Form:
+def _form(first: np.ndarray, texts: np.ndarray, features: "Features", options: IndexOptions, exact_bytes: int) -> Form:
     """How to store a space, by its first images (n, Q, E) and the texts (M, E) of all images."""
-    if storage.type == "flat":
+    if options.type == "flat":
         return exact(first.shape[1], "exact vectors, as asked for")
-    if storage.type is None and exact_bytes <= storage.max_memory * 1e9:
+    if options.type == "auto" and exact_bytes <= options.max_memory * 1e9:
         return exact(
             first.shape[1],
-            f"exact vectors take {size(exact_bytes)}, no more than --max-memory {storage.max_memory:g} GB",
+            f"exact vectors take {size(exact_bytes)}, no more than --max-memory {options.max_memory:g} GB",
         )
     owners = np.repeat(np.arange(len(first)), [len(captions) for captions in features.captions[: len(first)]])
-    types = list(BYTES)[::-1] if storage.type is None else [storage.type]
-    return choose_form(first, texts[: len(owners)], owners, types, storage.recall)
+    types = list(BYTES)[::-1] if options.type == "auto" else [options.type]
+    return choose_form(first, texts[: len(owners)], owners, types, options.recall)
 
 
 def _first(batches: Iterator[np.ndarray], count: int, encoder: Embeds) -> np.ndarray:

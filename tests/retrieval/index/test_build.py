@@ -8,8 +8,9 @@ import pytest
 import torch
 from qf.pipeline.artifacts import read_manifest
 from qf.pipeline.features.reader import Features
+from qf.retrieval.config import IndexOptions
 from qf.retrieval.encode.joint_space import JointSpace
-from qf.retrieval.index.build import Storage, build_index
+from qf.retrieval.index.build import build_index
 from qf.retrieval.index.manifest import INDEX
 from qf.retrieval.index.store import open_index
 from qf.retrieval.verify import verify
@@ -100,12 +101,12 @@ class Drawn(Counting):
         return np.concatenate([every[n, np.arange(len(some)) % 2] for n, some in enumerate(features.captions)])
 
 
-@pytest.mark.parametrize(("type", "stored"), [("sq8", "sq8"), ("fp16", "fp16"), (None, "sq8")])
+@pytest.mark.parametrize(("type", "stored"), [("sq8", "sq8"), ("fp16", "fp16"), ("auto", "sq8")])
 def test_a_small_index_keeps_what_wins(trained, tmp_path, monkeypatch, type, stored):
     monkeypatch.setattr("qf.retrieval.index.build.SAMPLE", 10)
     features = Features(trained / "features")
     whole = build_index([Drawn()], Drawn(), features, tmp_path / "whole")
-    result = build_index([Drawn()], Drawn(), features, tmp_path / "index", Storage(type, 0.9, 0.0))
+    result = build_index([Drawn()], Drawn(), features, tmp_path / "index", IndexOptions(type, 0.9, 0.0))
     assert (result.type, result.vectors) == (stored, 24 * 2)
     assert result.bytes < whole.bytes
     assert "recall@10" in str(result)
@@ -118,7 +119,7 @@ def test_a_small_index_keeps_what_wins(trained, tmp_path, monkeypatch, type, sto
 
 def test_exact_vectors_stay_while_they_fit(trained, tmp_path):
     result = build_index(
-        [Drawn()], Drawn(), Features(trained / "features"), tmp_path / "index", Storage(None, 0.9, 1.0)
+        [Drawn()], Drawn(), Features(trained / "features"), tmp_path / "index", IndexOptions("auto", 0.9, 1.0)
     )
     assert result.type == "flat"
     assert "no more than --max-memory 1 GB" in result.why
