@@ -18,7 +18,7 @@ from ..trainer.runs.folder import Trained, read_settings
 from ..trainer.stage1.pace import Pace
 from ..trainer.stage2.stage import train
 from .config import DEMO_MINUTES, EvalOptions
-from .dialog import ANSWER_LENGTH
+from .dialog import answering
 from .generation import CAPTION_LENGTH, decoding, open_speaker
 from .index.store import open_index
 from .journey import Watch
@@ -110,8 +110,8 @@ def _told(workspace: Workspace, features: Features, on: ComputeOptions) -> list[
         for n, questions in enumerate(features.questions[row] for row in rows.tolist())
         for k in range(min(ASKED, len(questions)))
     ]
-    how = decoding(options, ANSWER_LENGTH, length_penalty=-1.0)
-    answers = answerer.texts(embeds[[n for n, _ in asked]], [question.question for _, question in asked], how)
+    questions_of = [question.question for _, question in asked]
+    answers = answerer.texts(embeds[[n for n, _ in asked]], questions_of, answering(options))
     thumbnails = [row["thumbnail"] for row in open_index(workspace.index).rows_of(rows)]
     told = [Told(jpeg, caption, []) for jpeg, caption in zip(thumbnails, captions, strict=True)]
     for (n, question), answer in zip(asked, answers, strict=True):

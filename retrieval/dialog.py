@@ -49,8 +49,12 @@ def answer(
     QfError if the run answers no questions."""
     generator, opened = open_answerer(workspace, options, run, on)
     ((_, embeds),) = list(open_pictures([image], workspace, opened))
-    how = decoding(options, ANSWER_LENGTH, length_penalty=-1.0)
-    return Answer([image], question, generator.texts(embeds, [question], how, on_text)[0])
+    return Answer([image], question, generator.texts(embeds, [question], answering(options), on_text)[0])
+
+
+def answering(options: GenerateOptions) -> Decoding:
+    """How to generate the answer to a question, unless the options say otherwise, with BLIP-2's length penalty."""
+    return decoding(options, ANSWER_LENGTH, length_penalty=-1.0)
 
 
 class Chat:

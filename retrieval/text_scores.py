@@ -18,7 +18,7 @@ from ..trainer.config import GenerateOptions
 from ..trainer.metrics.captions import caption_scores, java_scores
 from ..trainer.metrics.vqa import accuracies
 from .config import EvalOptions
-from .dialog import ANSWER_LENGTH
+from .dialog import answering
 from .encode.qformer import Run, check_features
 from .generation import CAPTION_LENGTH, GROUP, Speaker, decoding, open_speaker
 
@@ -108,7 +108,7 @@ def _texts(
 ) -> list[str]:
     """The text for each question about the image of each row; with captions each row has the question ""."""
     options = GenerateOptions()
-    how = decoding(options, CAPTION_LENGTH) if captions else decoding(options, ANSWER_LENGTH, length_penalty=-1.0)
+    how = decoding(options, CAPTION_LENGTH) if captions else answering(options)
     texts: list[str] = []
     for start in range(0, len(rows), GROUP):
         some = rows[start : start + GROUP]

@@ -53,6 +53,18 @@ def generate(decoder: Decoder, ends: frozenset[int], how: Decoding, on_token: On
     return _one_by_one(decoder, ends, how, on_token)
 
 
+def generate_texts(
+    decoder: Decoder,
+    ends: frozenset[int],
+    how: Decoding,
+    text_of: Callable[[list[int]], str],
+    on_text: OnText | None = None,
+) -> list[str]:
+    """As `generate`, with the tokens turned into text by `text_of`."""
+    on_token = None if on_text is None else lambda tokens: on_text(text_of(tokens))
+    return [text_of(tokens) for tokens in generate(decoder, ends, how, on_token)]
+
+
 def _one_by_one(decoder: Decoder, ends: frozenset[int], how: Decoding, on_token: OnToken | None) -> list[list[int]]:
     """Greedy search or sampling. Sequences that have ended leave the batch."""
     logits = decoder.start()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...pipeline.device import autocast
-from ..decoding import Decoding, OnText, generate
+from ..decoding import Decoding, OnText, generate_texts
 from ..qformer import KeyValue, QueryOutput
 from .embedder import Embedder
 
@@ -34,14 +34,12 @@ class Captioner:
             text: str = tokens.tokenizer.decode(ids, skip_special_tokens=True)
             return text.strip()
 
-        on_token = None if on_text is None else lambda ids: on_text(text_of(ids))
         ends = frozenset((tokens.sep_token_id,))
         texts: list[str] = []
         with autocast(self.embedder.device, self.embedder.dtype):
             for start in range(0, len(image_embeds), GROUP):
                 image = model.read_image(image_embeds[start : start + GROUP].to(self.embedder.device))
-                found = generate(_Head(self.embedder, image), ends, how, on_token)
-                texts += map(text_of, found)
+                texts += generate_texts(_Head(self.embedder, image), ends, how, text_of, on_text)
         return texts
 
 

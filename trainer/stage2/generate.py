@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...pipeline.artifacts import read_manifest
 from ...pipeline.errors import ArtifactError
-from ..decoding import Decoding, OnText, generate
+from ..decoding import Decoding, OnText, generate_texts
 from ..manifest import RUN, TOKENIZER
 from ..tokens import Tokens
 from .batches import instructions_of
@@ -65,20 +65,20 @@ class Generator:
     ) -> list[str]:
         """The text after each of N soft prompts (N, Q, H) and prompts. Prompts of equal length are generated together, so that
         no padding changes a text. TrainingError if a prompt does not fit into the language model's window."""
-        text_of = self.language_model.text_of
-        on_token = None if on_text is None else lambda ids: on_text(text_of(ids))
-        ids = [self.language_model.prompt_ids(prompt) for prompt in prompts]
+        model = self.language_model
+        ids = [model.prompt_ids(prompt) for prompt in prompts]
         by_length: dict[int, list[int]] = defaultdict(list)
         for n, prompt in enumerate(ids):
-            self.language_model.check_window(prefix.shape[1], prompt, how.max_length)
+            model.check_window(prefix.shape[1], prompt, how.max_length)
             by_length[len(prompt)].append(n)
         texts = [""] * len(prompts)
         for group in by_length.values():
             for start in range(0, len(group), GROUP):
                 some = group[start : start + GROUP]
-                decoder = self.language_model.decoder(prefix[some], [ids[n] for n in some])
-                for n, found in zip(some, generate(decoder, self.language_model.ends, how, on_token), strict=True):
-                    texts[n] = text_of(found)
+                decoder = model.decoder(prefix[some], [ids[n] for n in some])
+                made = generate_texts(decoder, model.ends, how, model.text_of, on_text)
+                for n, text in zip(some, made, strict=True):
+                    texts[n] = text
         return texts
 
     def reply(
