@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,8 +13,13 @@ from ..pipeline.files import locked
 from ..pipeline.replacement import place_to_write, replacement_of, settle
 from .config import LoopConfig
 from .distributed.processes import Processes
-from .manifest import RUN
+from .loop import Stage, planned_steps, train_stage
+from .manifest import CHECKPOINTS, RUN
+from .runs.checkpoints import TrainState, last_step
 from .runs.folder import Trained, is_finished, recorded_precision, result, resumes
+from .runs.log import Log, Report
+
+AnyStage = TypeVar("AnyStage", bound=Stage)
 
 
 def run_lock(folder: Path, processes: Processes) -> AbstractContextManager[object]:
@@ -35,6 +40,28 @@ def training_precision(
         dtype = recorded_precision(folder, overwrite) or dtype
     dtypes = list(DTYPES.values())  # ranks measure one by one, and could choose differently
     return dtypes[processes.number(dtypes.index(dtype), device)]
+
+
+def trained(
+    stage: AnyStage | None,
+    outlook: Callable[[AnyStage, int], str],
+    place: Path,
+    config: LoopConfig,
+    device: torch.device,
+    processes: Processes,
+    say: Callable[[str], None],
+    report: Report,
+    writer: type | None,
+) -> tuple[TrainState, int, float]:
+    """Train a stage in `place`, after saying its `outlook` on the steps that are done; without a stage the weights stay as they came,
+    with an empty log. Returns where training ended, the planned steps, and the steps of an epoch."""
+    if stage is None:
+        if processes.first:
+            Log(place, 0, 0.0, 0, report, writer).close()
+        return TrainState(), 0, 1.0
+    say(outlook(stage, last_step(place / CHECKPOINTS)))
+    state = train_stage(stage, place, config, device, processes, report, writer)
+    return state, planned_steps(stage.batches_per_epoch, config), stage.batches_per_epoch / config.accumulate
 
 
 def conduct(

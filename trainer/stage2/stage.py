@@ -20,14 +20,13 @@ from ..decoding import Decoding
 from ..distributed.processes import ALONE, Processes
 from ..loader.batches import FeatureSource
 from ..loader.cache import cached
-from ..loop import planned_steps, train_stage
-from ..manifest import CHECKPOINTS, TOKENIZER
+from ..loop import planned_steps
+from ..manifest import TOKENIZER
 from ..metrics.captions import caption_scores
 from ..metrics.vqa import accuracies
-from ..runs.checkpoints import TrainState, last_step
 from ..runs.folder import Trained, begin, finish
-from ..runs.log import Log, Report, no_report, summary_writer
-from ..session import conduct, run_lock, training_precision
+from ..runs.log import Report, no_report, summary_writer
+from ..session import conduct, run_lock, trained, training_precision
 from ..tokens import Tokens
 from ..weights.names import Weights
 from ..weights.read import fill, read_weights
@@ -190,13 +189,7 @@ def train(
             if tokens is not None:
                 tokens.save(place / TOKENIZER)
         processes.agree(True, device)  # all ranks wait until the place is ready
-        state, total, steps_per_epoch = TrainState(), 0, 1.0
-        if stage is not None:
-            total, steps_per_epoch = stage.total, stage.batches_per_epoch / config.accumulate
-            say(outlook(stage, last_step(place / CHECKPOINTS)))
-            state = train_stage(stage, place, config, device, processes, report, writer)
-        elif processes.first:  # the weights as they came, with an empty log
-            Log(place, 0, 0.0, 0, report, writer).close()
+        state, total, steps_per_epoch = trained(stage, outlook, place, config, device, processes, say, report, writer)
         if processes.first:
             stopped = f"validation got no better, --patience {config.patience}" if state.step < total else None
             more = {"language_model": language_model.identity | {"width": language_model.width}, "prompt": prompt}
